@@ -1,0 +1,1 @@
+"""The pure core: messages, aggregation, plans. No clock, socket, thread or file."""

@@ -1,0 +1,198 @@
+"""The configuration: one schema for every role, checked once, before anything starts.
+
+Plain TOML tables become frozen structs. Unknown keys, wrong types and values out of range are refused
+with the dotted path, the value and what would be right. Times are seconds (`_s`), sizes bytes (`_bytes`).
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+Identifier = Annotated[str, Meta(pattern=r"\A[a-z0-9-]{1,32}\Z")]
+Positive = Annotated[int, Meta(gt=0)]
+Natural = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration."""
+
+
+class FleetConfig(_Section, frozen=True, kw_only=True):
+    """Who takes part. `nodes` and `gateways` are how many `hedgerow up` starts."""
+
+    site: Identifier = "home"
+    model: Identifier = "model"
+    seed: Natural = 1
+    nodes: Positive = 8
+    gateways: Positive = 2
+
+
+class BrokerConfig(_Section, frozen=True, kw_only=True):
+    """The MQTT broker. `kind` says who runs it; `port` 0 picks a free one where we start it."""
+
+    kind: Literal["auto", "mosquitto", "embedded", "external"] = "auto"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    username: str = ""
+    password: str = ""
+    tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    server_cert_file: str = ""
+    server_key_file: str = ""
+    keepalive_s: Annotated[int, Meta(ge=2, le=3600)] = 30
+    max_packet_bytes: Annotated[int, Meta(ge=4096)] = 1 << 20
+    chunk_bytes: Annotated[int, Meta(ge=512, le=65536)] = 32768
+
+
+class HttpConfig(_Section, frozen=True, kw_only=True):
+    """The aggregator's HTTP service and, for gateways, how to reach it."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8480
+    url: str = ""
+    token: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    max_body_bytes: Positive = 64 << 20
+    timeout_s: PositiveFloat = 30.0
+
+
+class DataConfig(_Section, frozen=True, kw_only=True):
+    """Where examples come from and how they fall on nodes.
+
+    `source` is "digits", a path ending in .npz or .csv, or "module:function". For .npz and .csv, `inputs`,
+    `targets`, `group`, `baseline`, `train_mask` and `test_mask` name keys or columns.
+    """
+
+    source: str
+    inputs: str = "x"
+    columns: list[str] = []
+    targets: str = "y"
+    group: str = ""
+    baseline: str = ""
+    train_mask: str = ""
+    test_mask: str = ""
+    input_scale: list[float] = []
+    input_offset: list[float] = []
+    target_scale: float = 1.0
+    split: Literal["none", "dirichlet", "group"] = "none"
+    alpha: PositiveFloat = 0.3
+    held_out_groups: list[int | str] = []
+    held_out_fraction: Fraction = 0.2
+
+
+class TaskConfig(_Section, frozen=True, kw_only=True):
+    """The model: "mlp", "cnn", "cnn1d" or the user's "module:attribute", called with `options`."""
+
+    name: str = "mlp"
+    kind: Literal["classification", "regression"] = "classification"
+    outputs: Positive = 1
+    options: dict[str, Any] = {}
+
+
+class PlanConfig(_Section, frozen=True, kw_only=True):
+    """Which units are trained: exactly one of the three keys."""
+
+    units: list[str] = []
+    last_layers: Natural = 0
+    preset: Literal["", "all", "biases+last"] = ""
+
+
+class TrainingConfig(_Section, frozen=True, kw_only=True):
+    """Local training on a node. `passes` counts passes over the node's own data."""
+
+    passes: Positive = 1
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 0.1
+    clip_norm: PositiveFloat = 10.0
+    encoding: Literal["int8", "fp32"] = "int8"
+
+
+class StalenessConfig(_Section, frozen=True, kw_only=True):
+    """How the weight falls with age. `half_life` in versions, 0 lets the fleet's own staleness set it."""
+
+    law: Literal["exponential", "polynomial", "hinge", "constant"] = "exponential"
+    half_life: Annotated[float, Meta(ge=0)] = 0.0
+    exponent: PositiveFloat = 0.5
+    hinge_after: Natural = 4
+    hinge_slope: PositiveFloat = 0.5
+    tau_max: Positive = 50
+
+
+class AggregationConfig(_Section, frozen=True, kw_only=True):
+    """The merge. `buffer_size` is K, in original updates; `deadline_s` is the latest merge.
+
+    `count_max` bounds the updates of one partial aggregate; fewer leave more fixed-point precision.
+    """
+
+    buffer_size: Positive = 4
+    deadline_s: PositiveFloat = 60.0
+    learning_rate: PositiveFloat = 1.0
+    example_exponent: Fraction = 0.0
+    example_cap: Positive = 1024
+    variance: Literal["none", "kappa_diversity", "kappa_inverse"] = "none"
+    count_max: Annotated[int, Meta(ge=1, le=4096)] = 64
+    checkpoint_versions: Positive = 50
+
+
+class NodeConfig(_Section, frozen=True, kw_only=True):
+    """One node's habits and bounds. `home` is the gateway it prefers; "" lets it choose."""
+
+    home: str = ""
+    sleep_s: Annotated[float, Meta(ge=0)] = 0.0
+    outbox_updates: Positive = 64
+    offline_updates: Natural = 4
+    resend_s: PositiveFloat = 10.0
+    memory_class: Identifier = "default"
+
+
+class GatewayConfig(_Section, frozen=True, kw_only=True):
+    """One gateway's buffer and flush rule. `flush_s` 0 derives the timer from the nodes' pace."""
+
+    flush_count: Positive = 4
+    flush_s: Annotated[float, Meta(ge=0)] = 0.0
+    held_updates: Positive = 4096
+    held_bytes: Positive = 64 << 20
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+
+class StopConfig(_Section, frozen=True, kw_only=True):
+    """When training ends: a metric reaches its target, or a limit is met."""
+
+    metric: str = "accuracy"
+    target: float | None = None
+    max_versions: Positive = 1000
+    max_s: PositiveFloat = 86400.0
+
+
+class LogsConfig(_Section, frozen=True, kw_only=True):
+    """What each process logs to its standard error."""
+
+    json: bool = True
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(_Section, frozen=True, kw_only=True):
+    """The whole file."""
+
+    fleet: FleetConfig = FleetConfig()
+    broker: BrokerConfig = BrokerConfig()
+    http: HttpConfig = HttpConfig()
+    data: DataConfig
+    task: TaskConfig = TaskConfig()
+    plan: PlanConfig = PlanConfig(preset="all")
+    training: TrainingConfig = TrainingConfig()
+    staleness: StalenessConfig = StalenessConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    node: NodeConfig = NodeConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    stop: StopConfig = StopConfig()
+    logs: LogsConfig = LogsConfig()

@@ -1,0 +1,143 @@
+"""What the keys of a configuration must say together; each rule is one sentence when it is broken."""
+
+from collections.abc import Iterator
+
+from hedgerow.core.config import BrokerConfig, Config, DataConfig, HttpConfig, StopConfig
+
+METRICS = {"classification": ("accuracy", "loss"), "regression": ("rmse", "mae", "skill")}
+"""What the built-in tasks measure; the user's own task may measure anything."""
+
+RISING = ("accuracy", "skill")
+"""Those of them that rise as the model learns; a target is reached from below."""
+
+
+def contradictions(config: Config) -> list[str]:
+    """Return every contradiction between keys, each naming the dotted key, its value and a fix."""
+    return [
+        *_fleet(config),
+        *_broker(config.broker),
+        *_http(config.http),
+        *_data(config.data),
+        *_plan(config),
+        *_bounds(config),
+        *_stop(config.stop, config.task.kind, built_in=":" not in config.task.name),
+    ]
+
+
+def _fleet(config: Config) -> Iterator[str]:
+    fleet = config.fleet
+    if fleet.gateways > fleet.nodes:
+        yield (
+            f"fleet.gateways: {fleet.gateways} is more than fleet.nodes = {fleet.nodes};"
+            " a gateway without nodes has no work"
+        )
+
+
+def _broker(broker: BrokerConfig) -> Iterator[str]:
+    yield from _pair("broker", "cert_file", broker.cert_file, "key_file", broker.key_file)
+    yield from _pair(
+        "broker",
+        "server_cert_file",
+        broker.server_cert_file,
+        "server_key_file",
+        broker.server_key_file,
+    )
+    if broker.password and not broker.username:
+        yield "broker.username: '' goes with a broker.password; set both or neither"
+    if not broker.tls:
+        for key in ("ca_file", "cert_file", "server_cert_file"):
+            if getattr(broker, key):
+                yield (
+                    f"broker.{key}: {getattr(broker, key)!r} is unused while broker.tls is false;"
+                    " set tls = true or leave it out"
+                )
+    if broker.kind == "external" and broker.port == 0:
+        yield "broker.port: 0 with kind = 'external'; set the broker's port, usually 1883 or 8883"
+    if broker.kind != "external" and broker.tls and not broker.server_cert_file:
+        yield (
+            "broker.server_cert_file: '' but the broker that we start is to speak TLS; set"
+            " server_cert_file and server_key_file"
+        )
+    if broker.kind == "embedded" and broker.protocol == "5":
+        yield "broker.protocol: '5' but the embedded broker speaks 3.1.1 only; use 'auto'"
+    if 2 * broker.chunk_bytes > broker.max_packet_bytes:
+        yield (
+            f"broker.chunk_bytes: {broker.chunk_bytes} must be at most half of broker.max_packet_bytes"
+            f" = {broker.max_packet_bytes}, which bounds a piece with its envelope"
+        )
+
+
+def _http(http: HttpConfig) -> Iterator[str]:
+    yield from _pair("http", "cert_file", http.cert_file, "key_file", http.key_file)
+    if http.url and not http.url.startswith(("http://", "https://")):
+        yield f"http.url: {http.url!r} must begin with http:// or https://"
+
+
+def _pair(table: str, first: str, first_value: str, second: str, second_value: str) -> Iterator[str]:
+    """A certificate without its key, or the reverse, is of no use."""
+    if bool(first_value) != bool(second_value):
+        given, missing = (first, second) if first_value else (second, first)
+        yield f"{table}.{missing}: '' but {table}.{given} is set; set both or neither"
+
+
+def _data(data: DataConfig) -> Iterator[str]:
+    # A function may return groups of its own.
+    if not data.group and data.source.endswith((".npz", ".csv")):
+        if data.split == "group":
+            yield (
+                "data.group: '' but data.split = 'group';"
+                " name the key or column that tells groups apart"
+            )
+        if data.held_out_groups:
+            yield (
+                "data.group: '' but data.held_out_groups is set;"
+                " name the key or column that tells groups apart"
+            )
+    scale, offset = data.input_scale, data.input_offset
+    if scale and offset and len(scale) != len(offset):
+        yield (
+            f"data.input_offset: has {len(offset)} entries but data.input_scale has {len(scale)};"
+            " give one per input column in both"
+        )
+
+
+def _plan(config: Config) -> Iterator[str]:
+    plan = config.plan
+    asked = [bool(plan.units), plan.last_layers > 0, bool(plan.preset)]
+    if sum(asked) != 1:
+        yield (
+            "plan: set exactly one of plan.units, plan.last_layers and plan.preset"
+            f" (got {sum(asked)}); for example preset = 'biases+last'"
+        )
+
+
+def _bounds(config: Config) -> Iterator[str]:
+    node, gateway = config.node, config.gateway
+    if node.offline_updates > node.outbox_updates:
+        yield (
+            f"node.offline_updates: {node.offline_updates} do not fit into node.outbox_updates"
+            f" = {node.outbox_updates}"
+        )
+    if gateway.flush_count > gateway.held_updates:
+        yield (
+            f"gateway.flush_count: {gateway.flush_count} is never reached with gateway.held_updates"
+            f" = {gateway.held_updates}"
+        )
+
+
+def _stop(stop: StopConfig, kind: str, *, built_in: bool) -> Iterator[str]:
+    if built_in and stop.metric not in METRICS[kind]:
+        known = ", ".join(METRICS[kind])
+        yield f"stop.metric: {stop.metric!r} is not measured for task.kind {kind!r}; use one of {known}"
+    if stop.target is None or not built_in:
+        return
+    if stop.metric not in RISING:
+        better = RISING[0] if kind == "classification" else RISING[1]
+        yield (
+            f"stop.target: {stop.target} for {stop.metric!r}, which falls as the model learns;"
+            f" set stop.metric = {better!r}, or leave the target out"
+        )
+    if stop.metric == "accuracy" and not 0 < stop.target <= 1:
+        yield f"stop.target: {stop.target} is no accuracy; it lies between 0 and 1, say 0.92"
+    if stop.metric == "skill" and stop.target > 1:
+        yield f"stop.target: {stop.target} is no skill; a perfect forecast has 1"

@@ -1,0 +1,192 @@
+"""What a protocol asks of the world, and what the world answers.
+
+A protocol object is synchronous: plain values in through `start`, `receive`, `timer_fired` and `job_done`,
+a drained list of effects out. The driver performs effects in their order through the ports of
+`hedgerow.runtime.ports`; nothing here knows a clock, a socket or a file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hedgerow.core.plan import Plan
+from hedgerow.core.units import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to one peer ("node/ID", "gw/ID" or "aggregator"); it may be lost on the way."""
+
+    peer: str
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Publish a message that replaces the channel's last one and reaches late followers; None clears it."""
+
+    channel: str
+    message: Any | None
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Receive a channel's last and every later announcement."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfollow:
+    """Stop following a channel."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Call `timer_fired(name)` once, `after_us` from now; replaces a pending timer of the same name."""
+
+    name: str
+    after_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Forget a pending timer, if there is one."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train `plan`'s units from `params`, shape (P,); answered by `Trained` or `JobFailed`.
+
+    `offset`, shape (p,), is added to the plan's units first: a node that is offline goes on from its own
+    last result, and the delta counts from there.
+    """
+
+    job: int
+    plan: Plan
+    params: Vector
+    passes: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    offset: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The result of `Train`: `delta` = after - before on the plan's units, shape (p,).
+
+    `step_square_sum` is the sum over steps of the squared norm of the step's gradient (for kappa,
+    ALGORITHMS section 3); `loss_first` and `loss_last` are mean losses of the first and last pass;
+    `peak_bytes` is the measured peak of training memory, the allocator's figure.
+    """
+
+    job: int
+    delta: Vector
+    examples: int
+    steps: int
+    step_square_sum: float
+    loss_first: float
+    loss_last: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate `params`, shape (P,), on the evaluation set; answered by `Evaluated` or `JobFailed`."""
+
+    job: int
+    version: int
+    params: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The result of `Evaluate`: metric names to values."""
+
+    job: int
+    version: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write rows durably in one transaction, in order; answered by `Saved` once they are on disk."""
+
+    job: int
+    rows: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The rows of `Save` with this job number are durable."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """A job could not be done; `detail` says why. Nothing of it is durable."""
+
+    job: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Count and log an event; `fields` become log fields, `amount` is added to the event's counter."""
+
+    event: str
+    amount: int = 1
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """Local input to `receive`: a link to `peer` works (again); what was in flight may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """Local input to `receive`: the link to `peer` is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Local input to `receive`: `message` was certainly or possibly not taken by the peer.
+
+    `retry_after_us` is what the peer asked for, 0 when it asked for nothing.
+    """
+
+    message: Any
+    detail: str
+    retry_after_us: int = 0
+
+
+Effect = (
+    Send | Announce | Follow | Unfollow | SetTimer | CancelTimer | Train | Evaluate | Save | Record
+)
+JobResult = Trained | Evaluated | Saved | JobFailed
+
+
+class TierProtocol(Protocol):
+    """What the driver needs of a tier. Times are monotonic microseconds of an arbitrary origin."""
+
+    def start(self, now_us: int) -> None:
+        """Begin; called once."""
+
+    def receive(self, peer: str, message: Any, now_us: int) -> None:
+        """Take a message, a `LinkUp` or a `LinkDown` from `peer`; raises PeerError for a bad one."""
+
+    def timer_fired(self, name: str, now_us: int) -> None:
+        """Take a timer set earlier."""
+
+    def job_done(self, result: JobResult, now_us: int) -> None:
+        """Take the result of a `Train`, `Evaluate` or `Save`."""
+
+    def effects(self) -> list[Effect]:
+        """Return what must be done now, in order, and forget it."""

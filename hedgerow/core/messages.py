@@ -1,0 +1,278 @@
+"""What travels between nodes, gateways and the aggregator.
+
+Each message is a frozen struct; `hedgerow.core.codec` turns it into bytes and back and refuses anything
+that does not fit. Unknown fields are ignored, so a neighbour one release ahead is understood.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from hedgerow.core.config import Identifier
+from hedgerow.core.staleness import StalenessLaw
+
+Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+UnitName = Annotated[str, Meta(min_length=1, max_length=128)]
+Word = Annotated[str, Meta(max_length=64)]
+NodeStateName = Literal["ready", "training", "sleeping", "disconnected", "lost"]
+ReceiptStatus = Literal["admitted", "busy", "settled", "rejected"]
+
+
+class UpdateId(Struct, frozen=True, array_like=True, order=True):
+    """The name of one update: never reused, so a repeat is recognised for ever."""
+
+    node: Identifier
+    epoch: Count
+    seq: Count
+
+
+class Header(Struct, frozen=True, array_like=True):
+    """What a partial aggregate says of each update in it."""
+
+    id: UpdateId
+    base_version: Count
+    examples: Count
+    kappa: float
+
+
+class _Message(Struct, frozen=True, kw_only=True, tag_field="t"):
+    """Base of everything that travels on its own."""
+
+
+class Update(_Message, frozen=True, kw_only=True, tag="update"):
+    """A node's delta on the units of one plan, encoded by `hedgerow.core.quantize`."""
+
+    id: UpdateId
+    model: Identifier
+    base_version: Count
+    plan_id: Digest
+    examples: Annotated[int, Meta(ge=1, lt=1 << 31)]
+    kappa: float
+    encoding: Literal["fp32", "int8"]
+    scales: Annotated[list[float], Meta(max_length=4096)]
+    payload: bytes
+
+    @property
+    def header(self) -> Header:
+        """What a partial aggregate keeps of this update."""
+        return Header(self.id, self.base_version, self.examples, self.kappa)
+
+
+class Chunk(_Message, frozen=True, kw_only=True, tag="chunk"):
+    """A piece of one encoded update; `digest` of the whole is set in the last piece only."""
+
+    id: UpdateId
+    model: Identifier
+    base_version: Count
+    plan_id: Digest
+    index: Count
+    count: Annotated[int, Meta(ge=1, le=65536)]
+    total_bytes: Count
+    crc32: Count
+    body: bytes
+    digest: str = ""
+
+
+class Offer(_Message, frozen=True, kw_only=True, tag="offer"):
+    """Ids of updates a node still holds; the gateway answers with receipts and what it wants."""
+
+    ids: Annotated[list[UpdateId], Meta(max_length=1024)]
+
+
+class Receipt(Struct, frozen=True, array_like=True):
+    """What became of one update; `settled` and `rejected` are final."""
+
+    id: UpdateId
+    status: ReceiptStatus
+    reason: Word = ""
+
+
+class Receipts(_Message, frozen=True, kw_only=True, tag="receipts"):
+    """Receipts for one node, or for all nodes of a gateway; merged up to `version` when from the ledger."""
+
+    receipts: Annotated[list[Receipt], Meta(max_length=8192)]
+    version: Count = 0
+
+
+class BodiesWanted(_Message, frozen=True, kw_only=True, tag="bodies-wanted"):
+    """The gateway wants these updates whole."""
+
+    ids: Annotated[list[UpdateId], Meta(max_length=1024)]
+
+
+class ChunksWanted(_Message, frozen=True, kw_only=True, tag="chunks-wanted"):
+    """The gateway lacks these pieces of an update."""
+
+    id: UpdateId
+    missing: Annotated[list[Count], Meta(max_length=8192)]
+
+
+class BlobsWanted(_Message, frozen=True, kw_only=True, tag="blobs-wanted"):
+    """Units asked for by digest: a node of its gateway, a gateway of the aggregator."""
+
+    model: Identifier
+    digests: Annotated[list[Digest], Meta(max_length=4096)]
+
+
+class BlobPart(_Message, frozen=True, kw_only=True, tag="blob"):
+    """A piece of a unit's little-endian float32 bytes."""
+
+    digest: Digest
+    index: Count
+    count: Annotated[int, Meta(ge=1, le=65536)]
+    body: bytes
+
+
+class NodeState(_Message, frozen=True, kw_only=True, tag="node-state"):
+    """A node's retained state; the broker publishes it as "lost" when the node dies."""
+
+    node: Identifier
+    epoch: Count
+    state: NodeStateName
+    gateway: str = ""
+    version: Count = 0
+    memory_class: Word = ""
+    usual_us: Count = 0
+    peak_bytes: Count = 0
+    counters: Annotated[dict[Word, Count], Meta(max_length=64)] = {}
+
+
+class GatewayState(_Message, frozen=True, kw_only=True, tag="gateway-state"):
+    """A gateway's retained state: nodes choose by it."""
+
+    gateway: Identifier
+    boot: Count
+    state: Literal["ready", "lost"]
+    nodes: Count = 0
+    uplink: bool = False
+
+
+class UnitVersion(Struct, frozen=True, array_like=True):
+    """A unit as of some version: its content's digest, the version it last changed at, its shape."""
+
+    digest: Digest
+    changed: Count
+    shape: Annotated[list[Annotated[int, Meta(gt=0, lt=1 << 31)]], Meta(max_length=8)]
+
+
+class LocalTraining(Struct, frozen=True, kw_only=True):
+    """How nodes of one memory class train."""
+
+    passes: Annotated[int, Meta(ge=1, le=10_000)]
+    batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    learning_rate: Annotated[float, Meta(gt=0)]
+
+
+class Rules(Struct, frozen=True, kw_only=True):
+    """What fixes an update's weight and scale; published with its base version, so every tier agrees."""
+
+    staleness: StalenessLaw
+    clip_norm: Annotated[float, Meta(gt=0)]
+    example_exponent: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    example_cap: Annotated[int, Meta(ge=1, lt=1 << 31)] = 1
+    variance: Literal["none", "kappa_diversity", "kappa_inverse"] = "none"
+    kappa_ref: float = 0.0
+    server_learning_rate: Annotated[float, Meta(gt=0)] = 1.0
+    count_max: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+
+
+class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
+    """A version of the model, without its parameters: what to train, from what, and by which rules.
+
+    `deadline_us` is the merge deadline, which no gateway may outwait. `training` is by memory class and has
+    "default". A model in which `training_open` is false is finished: nodes train no more and drain.
+    """
+
+    model: Identifier
+    version: Count
+    parent: Count
+    term: Count
+    plan_id: Digest
+    plan: Annotated[list[UnitName], Meta(min_length=1, max_length=4096)]
+    units: Annotated[dict[UnitName, UnitVersion], Meta(min_length=1, max_length=4096)]
+    rules: Rules
+    training: Annotated[dict[Word, LocalTraining], Meta(min_length=1, max_length=64)]
+    encoding: Literal["fp32", "int8"]
+    deadline_us: Count
+    training_open: bool = True
+
+
+class BucketSums(Struct, frozen=True, array_like=True):
+    """Integer sums over the updates of one plan at one reference version (ALGORITHMS section 4).
+
+    `total` is P, int32 little-endian, shape (p,); `weight` A = sum a psi s; `decayed` = sum a s;
+    `examples` A0 = sum a; `squares` A2 = sum (a psi s)^2; `norms` Q = sum a psi s |delta_k|^2 per unit;
+    s is 1 in bucket mode and gamma^(v_g - b) in exponential mode.
+    """
+
+    plan_id: Digest
+    ref_version: Count
+    gamma: Annotated[float, Meta(gt=0, le=1)]
+    total: bytes
+    weight: Count
+    decayed: Count
+    examples: Count
+    squares: Count
+    norms: Annotated[list[Count], Meta(max_length=4096)]
+    count: Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+class Partial(_Message, frozen=True, kw_only=True, tag="partial"):
+    """A gateway's partial aggregate: sums, or the int8 updates themselves where those are smaller."""
+
+    id: Word
+    gateway: Identifier
+    model: Identifier
+    at_version: Count
+    headers: Annotated[list[Header], Meta(min_length=1, max_length=8192)]
+    sums: Annotated[list[BucketSums], Meta(max_length=8)] = []
+    updates: Annotated[list[Update], Meta(max_length=8192)] = []
+
+
+class PartialReply(_Message, frozen=True, kw_only=True, tag="partial-reply"):
+    """The aggregator's answer to one partial.
+
+    accepted: durable, to be settled by a merge. known: every id is; `receipts` tell their fate. overlap:
+    nothing was applied; `receipts` name the ids to leave out. rejected: nothing will be.
+    """
+
+    partial_id: Word
+    status: Literal["accepted", "known", "overlap", "rejected"]
+    receipts: Annotated[list[Receipt], Meta(max_length=8192)] = []
+    reason: Word = ""
+
+
+class Subscribe(_Message, frozen=True, kw_only=True, tag="subscribe"):
+    """A gateway asks for versions and receipts newer than `after`."""
+
+    gateway: Identifier
+    after: Count
+
+
+class FleetReport(_Message, frozen=True, kw_only=True, tag="fleet-report"):
+    """What a gateway knows of its nodes and of itself, for the operator's eyes only."""
+
+    gateway: Identifier
+    boot: Count
+    nodes: Annotated[list[NodeState], Meta(max_length=8192)]
+    counters: Annotated[dict[Word, Count], Meta(max_length=256)] = {}
+
+
+Message = (
+    Update
+    | Chunk
+    | Offer
+    | Receipts
+    | BodiesWanted
+    | ChunksWanted
+    | BlobsWanted
+    | BlobPart
+    | NodeState
+    | GatewayState
+    | Descriptor
+    | Partial
+    | PartialReply
+    | Subscribe
+    | FleetReport
+)

@@ -1,0 +1,88 @@
+"""The plan: which units the nodes train.
+
+The aggregator owns plans. A plan's id is the hash of its unit set, so two plans with the same units are
+the same plan, and every update names the plan it was trained under.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hedgerow.core.errors import ConfigError
+from hedgerow.core.units import Manifest, consecutive, digest
+
+PRESETS = ("all", "biases+last")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A set of units in the manifest's order, and the slices of its own vector."""
+
+    manifest: Manifest
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, names: Iterable[str]) -> "Plan":
+        """Build a plan; raises ConfigError for an unknown or missing unit."""
+        wanted = set(names)
+        unknown = sorted(wanted - manifest.by_name.keys())
+        if unknown:
+            known = ", ".join(manifest.by_name)
+            raise ConfigError(f"plan.units: the model has no unit {unknown[0]!r}; it has: {known}")
+        if not wanted:
+            raise ConfigError("plan.units: [] trains nothing; name at least one unit")
+        return cls(manifest, tuple(unit.name for unit in manifest.units if unit.name in wanted))
+
+    @cached_property
+    def plan_id(self) -> str:
+        """Content hash of the unit set."""
+        return digest("\n".join(self.names).encode())
+
+    @cached_property
+    def size(self) -> int:
+        """Number of parameters trained, p."""
+        return sum(self.manifest.by_name[name].size for name in self.names)
+
+    @property
+    def share(self) -> float:
+        """Trained share of the model's parameters, in (0, 1]."""
+        return self.size / self.manifest.size
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each unit lies in the plan's vector, shape (p,)."""
+        return consecutive(self.manifest.by_name[name] for name in self.names)
+
+
+def choose_plan(
+    manifest: Manifest,
+    units: Sequence[str] = (),
+    last_layers: int = 0,
+    preset: str = "",
+) -> Plan:
+    """Return the plan an operator asked for in exactly one of three ways.
+
+    `units` names them; `last_layers` takes the last k layers whole; `preset` is "all" or "biases+last"
+    (every bias and the last layer's weight, as in TinyTL, 2020). Raises ConfigError otherwise.
+    """
+    asked = [bool(units), last_layers > 0, bool(preset)]
+    if sum(asked) != 1:
+        raise ConfigError(
+            "plan: set exactly one of plan.units, plan.last_layers and plan.preset"
+            f" (got {sum(asked)}); for example preset = 'biases+last'"
+        )
+    if units:
+        return Plan.of(manifest, units)
+    if last_layers:
+        if last_layers > len(manifest.layers):
+            raise ConfigError(
+                f"plan.last_layers: {last_layers} is more than the model's {len(manifest.layers)} layers"
+            )
+        chosen = set(manifest.layers[-last_layers:])
+        return Plan.of(manifest, [u.name for u in manifest.units if u.layer in chosen])
+    if preset == "all":
+        return Plan.of(manifest, manifest.by_name)
+    if preset == "biases+last":
+        last = manifest.layers[-1]
+        return Plan.of(manifest, [u.name for u in manifest.units if u.is_bias or u.layer == last])
+    raise ConfigError(f"plan.preset: {preset!r} is not one of {', '.join(PRESETS)}")
