@@ -1,0 +1,1 @@
+"""The aggregator: merges partial aggregates into versions and keeps the ledger."""

@@ -1,0 +1,117 @@
+"""The aggregator as a process."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aggregator.ledger import Ledger
+from aggregator.lineage import Lineage
+from aggregator.protocol import AggregatorProtocol
+from aggregator.rows import CommitVersion, Snapshot
+from aggregator.web.api import AggregatorServer
+from hedgerow.core.config import Config
+from hedgerow.core.effects import Evaluate, Evaluated
+from hedgerow.core.errors import ConfigError
+from hedgerow.core.plan import Plan, choose_plan
+from hedgerow.core.units import Vector
+from hedgerow.runtime.cache import cache_folder
+from hedgerow.runtime.compiler import prepare_tinygrad
+from hedgerow.runtime.data import load_dataset
+from hedgerow.runtime.driver import Driver
+from hedgerow.runtime.logs import configure_logs
+from hedgerow.runtime.metrics import Metrics
+from hedgerow.runtime.service import run_daemon, run_driver
+from hedgerow.runtime.worker import Worker
+
+
+class ServerLink:
+    """The aggregator's link: replies and version streams of its HTTP server. It has no channels."""
+
+    def __init__(self, server: AggregatorServer) -> None:
+        self.send = server.send
+
+    def announce(self, channel: str, message: Any | None) -> None:
+        """Raise NotImplementedError, as `follow` and `unfollow` do."""
+        raise NotImplementedError(f"the aggregator has no channel {channel}")
+
+    def follow(self, channel: str) -> None:
+        """Raise NotImplementedError."""
+        raise NotImplementedError(f"the aggregator has no channel {channel}")
+
+    def unfollow(self, channel: str) -> None:
+        """Raise NotImplementedError."""
+        raise NotImplementedError(f"the aggregator has no channel {channel}")
+
+
+def main(config: Config, *, identity: str, folder: Path, index: int = 0) -> int:
+    """Run the aggregator until SIGTERM or SIGINT; everything durable is in `folder`."""
+    configure_logs("aggregator", identity, json=config.logs.json, level=config.logs.level)
+    return run_daemon(_run(config, folder))
+
+
+async def _run(config: Config, folder: Path) -> None:
+    metrics = Metrics()
+    metrics.record("started", 1, {"compiler": prepare_tinygrad(cache_folder()), "level": "info"})
+    worker = Worker()
+    plan, params = await worker.run(partial(_prepare, config, worker))
+    checkpoint_versions = config.aggregation.checkpoint_versions
+    ledger = await Ledger.open(
+        folder, config.fleet.model, checkpoint_versions=checkpoint_versions
+    )
+    if ledger.quarantined is not None:
+        metrics.record("store_quarantined", 1, {"path": str(ledger.quarantined), "level": "error"})
+    snapshot = await _load(ledger, config, plan, params)
+    protocol = AggregatorProtocol(snapshot, plan, config, meter=metrics.counters)
+    server = AggregatorServer(
+        config.http,
+        lambda peer, message: driver.deliver(peer, message),
+        ledger.blob,
+        lambda: protocol.status(driver.now_us()),
+        metrics,
+        ready=lambda: True,
+    )
+    link = ServerLink(server)
+    driver = Driver(protocol, link=link, store=ledger, compute=worker, recorder=metrics)
+    metrics.record("serving", 1, {"url": await server.start(), "level": "info"})
+    try:
+        await run_driver(driver)
+    finally:
+        await server.stop()
+        await ledger.close()
+        worker.close()
+
+
+async def _load(ledger: Ledger, config: Config, plan: Plan, params: Vector) -> Snapshot:
+    """Return what is on disk, after putting version 0 there if nothing is."""
+    snapshot = await ledger.load()
+    if snapshot is None:
+        first = Lineage(config, plan).first(params, term=0)
+        await ledger.save((CommitVersion(first, params, (), ()),))
+        snapshot = await ledger.load()
+        assert snapshot is not None
+    stored = {name: tuple(unit.shape) for name, unit in snapshot.descriptors[-1].units.items()}
+    built = {unit.name: unit.shape for unit in plan.manifest.units}
+    if stored != built:
+        raise ConfigError(f"task: builds units {built}, but the ledger's model has {stored}")
+    return snapshot
+
+
+def _prepare(config: Config, worker: Worker) -> tuple[Plan, Vector]:
+    """Load model and evaluation data on the thread that owns tinygrad; return plan and first params."""
+    from hedgerow.runtime.model import load_model  # tinygrad reads its environment when imported
+
+    dataset = load_dataset(config.data, config.fleet.seed)
+    model = load_model(config.task, dataset.input_shape)
+
+    def evaluate(job: Evaluate) -> Evaluated:
+        data = (dataset.evaluation_inputs, dataset.evaluation_targets)
+        return Evaluated(job.job, job.version, model.evaluate(job.params, *data))
+
+    worker.use(evaluate=evaluate)
+    chosen = config.plan
+    plan = choose_plan(model.manifest, chosen.units, chosen.last_layers, chosen.preset)
+    return plan, model.initial_params(config.fleet.seed)
+
+
+if __name__ == "__main__":
+    raise SystemExit("run `hedgerow aggregator CONFIG --dir FOLDER`")

@@ -1,0 +1,81 @@
+"""Checking a gateway's partial aggregate before any of it may count.
+
+A header fixes an update's weight (its examples, kappa and base version, and the rules published with that
+version), so the scalar sums of a partial are computed again from its headers and must agree within one
+quantum per update (another processor's pow may round otherwise): a gateway can then misstate the vector
+only, within the clip.
+"""
+
+from collections import Counter, defaultdict
+
+from aggregator.lineage import Lineage
+from hedgerow.core.errors import PeerError
+from hedgerow.core.messages import Header, Partial
+from hedgerow.core.partial import (
+    Frame,
+    Key,
+    PartialAggregate,
+    add,
+    contribution,
+    frame_for,
+    from_wire,
+    scalar_weights,
+)
+from hedgerow.core.quantize import decode_delta
+
+
+def read_partial(partial: Partial, lineage: Lineage) -> PartialAggregate:
+    """Return the sums in a partial aggregate.
+
+    Raises PeerError, with nothing changed, when it does not fit the model, its versions or its headers.
+    """
+    if partial.model != lineage.current.model:
+        raise PeerError("wrong-model", f"partial of {partial.model}")
+    repeated = [i for i, n in Counter(header.id for header in partial.headers).items() if n > 1]
+    if repeated:
+        raise PeerError("inconsistent", f"update {repeated[0]} is named twice")
+    if bool(partial.sums) == bool(partial.updates):
+        raise PeerError("inconsistent", "a partial carries either sums or updates")
+    if partial.updates:
+        return _sum_updates(partial, lineage)
+    sums = from_wire(partial.sums, dict(lineage.plans()))
+    _check_scalars(partial, sums, lineage)
+    return sums
+
+
+def _frame(partial: Partial, header: Header, lineage: Lineage) -> Frame:
+    base, newest = lineage.rules(header.base_version), lineage.rules(partial.at_version)
+    if header.base_version > partial.at_version:
+        raise PeerError("inconsistent", "an update is newer than the partial's own version")
+    return frame_for(base, header.base_version, newest, partial.at_version)
+
+
+def _sum_updates(partial: Partial, lineage: Lineage) -> PartialAggregate:
+    if [update.header for update in partial.updates] != partial.headers:
+        raise PeerError("inconsistent", "headers do not match the updates")
+    parts = []
+    for update in partial.updates:
+        plan = lineage.plans().get(update.plan_id)
+        if plan is None or lineage.descriptor(update.base_version).plan_id != update.plan_id:
+            raise PeerError("unknown-plan", f"update of plan {update.plan_id}")
+        frame = _frame(partial, update.header, lineage)
+        base = lineage.rules(update.base_version)
+        parts.append(contribution(update.header, decode_delta(update, plan), plan, base, frame))
+    return add(*parts)
+
+
+def _check_scalars(partial: Partial, sums: PartialAggregate, lineage: Lineage) -> None:
+    expected: dict[Key, tuple[int, ...]] = defaultdict(lambda: (0, 0, 0, 0, 0))
+    for header in partial.headers:
+        base = lineage.descriptor(header.base_version)
+        frame = _frame(partial, header, lineage)
+        key = (base.plan_id, frame.ref_version, frame.gamma)
+        own = (*scalar_weights(header, base.rules, frame).fixed(), 1)
+        expected[key] = tuple(a + b for a, b in zip(expected[key], own, strict=True))
+    if sums.keys() != expected.keys():
+        raise PeerError("inconsistent", "the buckets do not agree with the headers")
+    for key, s in sums.items():
+        stated = (s.weight, s.decayed, s.examples, s.squares, s.count)
+        worst = max(abs(a - b) for a, b in zip(stated, expected[key], strict=True))
+        if s.count != expected[key][-1] or worst > s.count:
+            raise PeerError("inconsistent", "the sums do not agree with their headers")

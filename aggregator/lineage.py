@@ -1,0 +1,152 @@
+"""The versions of the model: parameters, descriptors, and the rules that each was published with."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+from msgspec.structs import replace
+
+from hedgerow.core.config import Config
+from hedgerow.core.errors import PeerError
+from hedgerow.core.merge import MergeContext
+from hedgerow.core.messages import Descriptor, Header, LocalTraining, Rules, UnitVersion
+from hedgerow.core.plan import Plan
+from hedgerow.core.staleness import law_of
+from hedgerow.core.units import Vector
+
+_KAPPAS_KEPT = 256
+_STALENESS_SMOOTHING = 0.95
+
+
+class Lineage:
+    """The current version and the former ones that an update may still come from."""
+
+    def __init__(self, config: Config, plan: Plan) -> None:
+        self.manifest = plan.manifest
+        self.plan = plan
+        self.mean_staleness = 0.0
+        self._config = config
+        self._descriptors: dict[int, Descriptor] = {}
+        self._plans: dict[str, Plan] = {}
+        self._kappas: deque[float] = deque(maxlen=_KAPPAS_KEPT)
+
+    @property
+    def current(self) -> Descriptor:
+        """The newest version's descriptor."""
+        return next(reversed(self._descriptors.values()))
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self.current.version
+
+    def since(self, after: int) -> list[Descriptor]:
+        """Return the descriptors newer than `after`, oldest first, and always the newest."""
+        newer = [d for d in self._descriptors.values() if d.version > after]
+        return newer or [self.current]
+
+    def rules(self, version: int) -> Rules:
+        """Return a version's rules. Raises PeerError when it is too old or does not exist."""
+        return self.descriptor(version).rules
+
+    def descriptor(self, version: int) -> Descriptor:
+        """Return a version's descriptor. Raises PeerError when it is too old or does not exist."""
+        found = self._descriptors.get(version)
+        if found is None:
+            reason = "future-version" if version > self.version else "unknown-version"
+            raise PeerError(reason, f"version {version}, now {self.version}")
+        return found
+
+    def plans(self) -> Mapping[str, Plan]:
+        """Return the plans of the known versions by id."""
+        return self._plans
+
+    def add(self, descriptor: Descriptor) -> None:
+        """Add the next version, or one found at the start."""
+        self._descriptors[descriptor.version] = descriptor
+        self._plans[descriptor.plan_id] = Plan.of(self.manifest, descriptor.plan)
+        oldest = descriptor.version - descriptor.rules.staleness.tau_max
+        self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
+
+    def reopen(self, term: int, *, training_open: bool) -> Descriptor:
+        """Publish the newest version anew under this term, open for training or closed."""
+        renewed = replace(self.current, term=term, training_open=training_open)
+        self._descriptors[renewed.version] = renewed
+        return renewed
+
+    def observe(self, headers: Iterable[Header], version: int) -> None:
+        """Learn from updates merged into the version after `version`: their staleness and kappa."""
+        for header in headers:
+            staleness = version - header.base_version
+            kept = _STALENESS_SMOOTHING * self.mean_staleness
+            self.mean_staleness = kept + (1 - _STALENESS_SMOOTHING) * staleness
+            if 0 < header.kappa < float("inf"):
+                self._kappas.append(header.kappa)
+
+    def first(self, params: Vector, term: int) -> Descriptor:
+        """Return the descriptor of version 0."""
+        units = {
+            name: UnitVersion(digest, 0, list(self.manifest.by_name[name].shape))
+            for name, digest in self.manifest.digests(params).items()
+        }
+        return self._describe(0, 0, term, units)
+
+    def next(self, params: Vector, term: int) -> Descriptor:
+        """Return the descriptor of the version after the current one, whose parameters are `params`."""
+        parent = self.current
+        version = parent.version + 1
+        units = {
+            name: parent.units[name]
+            if digest == parent.units[name].digest
+            else UnitVersion(digest, version, parent.units[name].shape)
+            for name, digest in self.manifest.digests(params).items()
+        }
+        return self._describe(version, parent.version, term, units)
+
+    def context(self) -> MergeContext:
+        """Return what the merge into the next version needs."""
+        rules = self.current.rules
+        return MergeContext(
+            manifest=self.manifest,
+            version=self.version,
+            law=rules.staleness,
+            plans=self._plans,
+            rules=self.rules,
+            learning_rate=rules.server_learning_rate,
+        )
+
+    def _describe(
+        self, version: int, parent: int, term: int, units: dict[str, UnitVersion]
+    ) -> Descriptor:
+        training = self._config.training
+        local = LocalTraining(
+            passes=training.passes,
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+        )
+        return Descriptor(
+            model=self._config.fleet.model,
+            version=version,
+            parent=parent,
+            term=term,
+            plan_id=self.plan.plan_id,
+            plan=list(self.plan.names),
+            units=units,
+            rules=self._rules(),
+            training={"default": local},
+            encoding=training.encoding,
+            deadline_us=round(self._config.aggregation.deadline_s * 1_000_000),
+        )
+
+    def _rules(self) -> Rules:
+        aggregation = self._config.aggregation
+        return Rules(
+            staleness=law_of(self._config.staleness, self.mean_staleness),
+            clip_norm=self._config.training.clip_norm,
+            example_exponent=aggregation.example_exponent,
+            example_cap=aggregation.example_cap,
+            variance=aggregation.variance,
+            kappa_ref=median(self._kappas) if self._kappas else 0.0,
+            server_learning_rate=aggregation.learning_rate,
+            count_max=aggregation.count_max,
+        )

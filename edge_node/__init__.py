@@ -1,0 +1,1 @@
+"""The edge node: trains within its budget and keeps every update until it is settled."""

@@ -1,0 +1,126 @@
+"""The node's copy of the model: which version it has, which units it still lacks.
+
+A unit is known by its digest, so only units whose content changed are fetched, and a version is adopted
+as a whole or not at all.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hedgerow.core.chunks import Pieces
+from hedgerow.core.errors import PeerError
+from hedgerow.core.messages import BlobPart, Descriptor
+from hedgerow.core.plan import Plan
+from hedgerow.core.units import Manifest, Vector, digest
+
+
+class Replica:
+    """Follows descriptors and gathers their units; pure bookkeeping, it sends nothing."""
+
+    def __init__(self, manifest: Manifest, model: str, kept: Mapping[str, bytes]) -> None:
+        self.manifest = manifest
+        self.model = model
+        self.descriptor: Descriptor | None = None
+        self.plan: Plan | None = None
+        self.params: Vector | None = None
+        self._wanted: Descriptor | None = None
+        self._units = {
+            name: body
+            for name, body in kept.items()
+            if name in manifest.by_name and len(body) == 4 * manifest.by_name[name].size
+        }
+        self._digests = {name: digest(body) for name, body in self._units.items()}
+        self._pieces: dict[str, Pieces] = {}
+        self._fetched: dict[str, bytes] = {}
+        self._largest_bytes = 4 * max(unit.size for unit in manifest.units)
+
+    @property
+    def version(self) -> int:
+        """The adopted version, -1 before the first."""
+        return -1 if self.descriptor is None else self.descriptor.version
+
+    @property
+    def missing(self) -> list[str]:
+        """Digests of the wanted version's units that are neither held nor fetched."""
+        if self._wanted is None:
+            return []
+        lacking = {
+            unit.digest
+            for name, unit in self._wanted.units.items()
+            if self._digests.get(name) != unit.digest and unit.digest not in self._fetched
+        }
+        return sorted(lacking)
+
+    def offer(self, descriptor: Descriptor) -> bool:
+        """Take a descriptor; True when the version it names was adopted or renewed at once.
+
+        Older versions are ignored. Raises PeerError when it does not describe this node's model.
+        """
+        if descriptor.model != self.model:
+            raise PeerError("wrong-model", f"descriptor of {descriptor.model}, this is {self.model}")
+        newest = max(self.version, -1 if self._wanted is None else self._wanted.version)
+        if descriptor.version < newest:
+            return False
+        self._check(descriptor)
+        self._wanted = descriptor
+        wanted = {unit.digest for unit in descriptor.units.values()}
+        self._pieces = {name: got for name, got in self._pieces.items() if name in wanted}
+        self._fetched = {name: got for name, got in self._fetched.items() if name in wanted}
+        return self._adopt_if_complete()
+
+    def put(self, part: BlobPart) -> bool:
+        """Take a piece of a unit; True when it completed the wanted version, which is then adopted."""
+        if part.digest not in self.missing:
+            return False
+        pieces = self._pieces.setdefault(part.digest, Pieces(part.count))
+        try:
+            pieces.put(part.index, part.count, part.body)
+            if pieces.held_bytes > self._largest_bytes:
+                raise PeerError("too-large", f"unit {part.digest} is longer than any of the model's")
+            if pieces.missing:
+                return False
+            body = pieces.join()
+            if digest(body) != part.digest:
+                raise PeerError("checksum", f"unit {part.digest} does not match its digest")
+        except PeerError:
+            del self._pieces[part.digest]
+            raise
+        del self._pieces[part.digest]
+        self._fetched[part.digest] = body
+        return self._adopt_if_complete()
+
+    def kept_units(self) -> dict[str, bytes]:
+        """Return the units outside the plan, as the store should keep them."""
+        trained = set() if self.plan is None else set(self.plan.names)
+        return {name: body for name, body in self._units.items() if name not in trained}
+
+    def _check(self, descriptor: Descriptor) -> None:
+        theirs = {name: tuple(unit.shape) for name, unit in descriptor.units.items()}
+        ours = {unit.name: unit.shape for unit in self.manifest.units}
+        if theirs != ours:
+            detail = f"the aggregator's model has units {theirs}, this node's task builds {ours}"
+            raise PeerError("shape", detail)
+        unknown = [name for name in descriptor.plan if name not in ours]
+        if unknown or Plan.of(self.manifest, descriptor.plan).plan_id != descriptor.plan_id:
+            raise PeerError("unknown-plan", f"plan {descriptor.plan_id} does not fit its units")
+
+    def _adopt_if_complete(self) -> bool:
+        if self._wanted is None or self.missing:
+            return False
+        descriptor = self._wanted
+        units = {
+            name: self._fetched.get(unit.digest) or self._units[name]
+            for name, unit in descriptor.units.items()
+        }
+        for name, body in units.items():
+            if len(body) != 4 * self.manifest.by_name[name].size:
+                self._wanted = None
+                raise PeerError("shape", f"unit {name} has {len(body)} bytes")
+        self._units, self._fetched, self._wanted = units, {}, None
+        self._digests = {name: unit.digest for name, unit in descriptor.units.items()}
+        self.descriptor = descriptor
+        self.plan = Plan.of(self.manifest, descriptor.plan)
+        arrays = {name: np.frombuffer(body, "<f4") for name, body in units.items()}
+        self.params = self.manifest.join(arrays)
+        return True

@@ -1,0 +1,1 @@
+"""The gateway: admits, pre-aggregates and forwards updates, relays versions and receipts."""

@@ -1,0 +1,133 @@
+"""What goes up to the aggregator: partial aggregates of the pending updates, and what their replies mean."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from gateway.held import HeldUpdates
+from gateway.relay import Relay
+from hedgerow.core import names
+from hedgerow.core.effects import Send
+from hedgerow.core.messages import Partial, PartialReply, Receipt, Receipts, Rules, Update, UpdateId
+from hedgerow.core.outlet import Outlet
+from hedgerow.core.partial import PartialAggregate, add, contribution, frame_for, to_wire
+from hedgerow.core.quantize import decode_delta
+
+MAX_BUCKETS = 8
+_UPDATE_OVERHEAD_BYTES = 160
+_BUCKET_OVERHEAD_BYTES = 120
+
+
+def group_for_partials(updates: Iterable[Update], newest: Rules) -> list[list[Update]]:
+    """Cut pending updates into groups of one partial aggregate each.
+
+    A group has at most `count_max` updates, so that no int32 sum can overflow, and at most eight buckets.
+    Updates of one base version stay together as far as the bounds allow.
+    """
+    groups: list[list[Update]] = []
+    buckets: set[tuple[str, int]] = set()
+    for update in sorted(updates, key=lambda u: (u.base_version, u.plan_id)):
+        base = 0 if newest.staleness.decays_at_gateway else update.base_version
+        bucket = (update.plan_id, base)
+        full = not groups or len(groups[-1]) >= newest.count_max
+        if full or len(buckets | {bucket}) > MAX_BUCKETS:
+            groups.append([])
+            buckets = set()
+        groups[-1].append(update)
+        buckets.add(bucket)
+    return groups
+
+
+def sum_updates(updates: Iterable[Update], relay: Relay) -> PartialAggregate:
+    """Return the partial aggregate of checked updates, in the frame of the newest version known here."""
+    assert relay.newest is not None
+    parts = []
+    for update in updates:
+        plan, base = relay.plan(update.plan_id), relay.rules(update.base_version)
+        frame = frame_for(base, update.base_version, relay.newest.rules, relay.version)
+        parts.append(contribution(update.header, decode_delta(update, plan), plan, base, frame))
+    return add(*parts)
+
+
+class Forwarder:
+    """Posts partial aggregates and follows each update in them to its end."""
+
+    def __init__(
+        self, held: HeldUpdates, relay: Relay, outlet: Outlet, *, gateway: str, model: str, boot: int
+    ) -> None:
+        self._held = held
+        self._relay = relay
+        self._outlet = outlet
+        self._gateway = gateway
+        self._model = model
+        self._boot = boot
+        self._count = 0
+        self._posts: dict[str, list[UpdateId]] = {}
+
+    def flush(self) -> None:
+        """Post everything pending."""
+        newest = self._relay.newest
+        if newest is None:
+            return
+        for group in group_for_partials(self._held.pending(), newest.rules):
+            partial = self._build(group)
+            ids = [update.id for update in group]
+            self._posts[partial.id] = ids
+            self._held.move(ids, "posted")
+            self._outlet.record("partial_posted", kind="sums" if partial.sums else "updates")
+            self._outlet.do(Send(names.AGGREGATOR, partial))
+
+    def _build(self, group: list[Update]) -> Partial:
+        self._count += 1
+        buckets = {(u.plan_id, u.base_version) for u in group}
+        if self._relay.newest is not None and self._relay.newest.rules.staleness.decays_at_gateway:
+            buckets = {(u.plan_id, 0) for u in group}
+        as_updates = sum(len(u.payload) + _UPDATE_OVERHEAD_BYTES for u in group)
+        as_sums = sum(
+            4 * self._relay.plan(plan_id).size + _BUCKET_OVERHEAD_BYTES for plan_id, _ in buckets
+        )
+        plain = as_updates <= as_sums
+        return Partial(
+            id=f"{self._gateway}-{self._boot:x}-{self._count}",
+            gateway=self._gateway,
+            model=self._model,
+            at_version=self._relay.version,
+            headers=[update.header for update in group],
+            sums=[] if plain else to_wire(sum_updates(group, self._relay)),
+            updates=group if plain else [],
+        )
+
+    def take_reply(self, reply: PartialReply) -> None:
+        """Take the aggregator's answer to a partial of ours; a repeated answer changes nothing."""
+        ids = self._posts.pop(reply.partial_id, None)
+        if ids is None:
+            return
+        self._outlet.record("partial_answered", reason=reply.status)
+        if reply.status == "accepted":
+            self._held.move(ids, "accepted")
+            return
+        if reply.status == "rejected":
+            # No other try can help: the aggregator found the whole partial unusable.
+            self.take_receipts([Receipt(i, "rejected", reply.reason or "rejected") for i in ids])
+            return
+        # Those that the reply does not name are pending again and go into a new partial.
+        self._held.move(ids, "pending")
+        self._held.move((r.id for r in reply.receipts if r.status == "admitted"), "accepted")
+        self.take_receipts([r for r in reply.receipts if r.status in ("settled", "rejected")])
+
+    def undelivered(self, partial: Partial) -> None:
+        """A post failed, or its answer was lost: its updates are pending again."""
+        self._held.move(self._posts.pop(partial.id, []), "pending")
+
+    def post_again(self) -> None:
+        """A new aggregator term: whatever is not settled is posted again; known ids do no harm."""
+        self._held.move(self._held.in_stage("accepted"), "pending")
+
+    def take_receipts(self, receipts: list[Receipt]) -> None:
+        """Take final receipts and pass each on to its node."""
+        by_node: dict[str, list[Receipt]] = defaultdict(list)
+        for receipt in receipts:
+            self._held.close(receipt)
+            by_node[receipt.id.node].append(receipt)
+            self._outlet.record(f"update_{receipt.status}", reason=receipt.reason)
+        for node, own in by_node.items():
+            self._outlet.do(Send(names.node_peer(node), Receipts(receipts=own)))

@@ -1,0 +1,142 @@
+"""Versions on their way down: the gateway fetches changed units once and announces them to its nodes.
+
+Units are announced before the descriptor that needs them, and those of the current and two former
+versions are kept, so that a node is never told of a version it cannot complete.
+"""
+
+from hedgerow.core import names
+from hedgerow.core.chunks import chunk_blob
+from hedgerow.core.effects import Announce, Send
+from hedgerow.core.errors import PeerError
+from hedgerow.core.messages import BlobPart, BlobsWanted, Descriptor, Rules
+from hedgerow.core.outlet import Outlet
+from hedgerow.core.plan import Plan
+from hedgerow.core.units import Manifest
+
+VERSIONS_KEPT = 3
+
+
+class Relay:
+    """Knows the versions an update may come from, and serves the newest ones."""
+
+    def __init__(self, gateway: str, model: str, chunk_bytes: int, outlet: Outlet) -> None:
+        self._gateway = gateway
+        self._model = model
+        self._chunk_bytes = chunk_bytes
+        self._outlet = outlet
+        self._descriptors: dict[int, Descriptor] = {}
+        self._plans: dict[str, Plan] = {}
+        self._blobs: dict[str, bytes] = {}
+        self._served: list[Descriptor] = []
+        self.newest: Descriptor | None = None
+
+    @property
+    def version(self) -> int:
+        """The newest version known, -1 before the first."""
+        return -1 if self.newest is None else self.newest.version
+
+    @property
+    def term(self) -> int:
+        """The aggregator's term as last heard, 0 before."""
+        return 0 if self.newest is None else self.newest.term
+
+    @property
+    def served_version(self) -> int:
+        """The newest version whose units are all here and announced, -1 before the first."""
+        return self._served[-1].version if self._served else -1
+
+    def rules(self, version: int) -> Rules:
+        """Return the rules published with a version. Raises PeerError when it is not known here."""
+        return self.descriptor(version).rules
+
+    def descriptor(self, version: int) -> Descriptor:
+        """Return a version's descriptor. Raises PeerError when it is not known here."""
+        found = self._descriptors.get(version)
+        if found is None:
+            raise PeerError("unknown-version", f"version {version} is not known here")
+        return found
+
+    def plan(self, plan_id: str) -> Plan:
+        """Return a plan of some known version. Raises PeerError for any other."""
+        found = self._plans.get(plan_id)
+        if found is None:
+            raise PeerError("unknown-plan", f"plan {plan_id} is not known here")
+        return found
+
+    def take(self, descriptor: Descriptor) -> None:
+        """Take a version from the aggregator and fetch what it lacks. Raises PeerError for a bad one."""
+        if descriptor.model != self._model:
+            raise PeerError("wrong-model", f"descriptor of {descriptor.model}, this is {self._model}")
+        manifest = Manifest.of({name: unit.shape for name, unit in descriptor.units.items()})
+        plan = Plan.of(manifest, descriptor.plan)
+        if plan.plan_id != descriptor.plan_id:
+            raise PeerError("unknown-plan", f"plan {descriptor.plan_id} does not match its units")
+        self._plans[plan.plan_id] = plan
+        self._descriptors[descriptor.version] = descriptor
+        if descriptor.version < self.version:
+            return
+        self.newest = descriptor
+        oldest = descriptor.version - descriptor.rules.staleness.tau_max
+        self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
+        self.fetch()
+        self._serve_if_complete()
+
+    def fetch(self) -> None:
+        """Ask the aggregator for the units that the newest version lacks here."""
+        if self.newest is None:
+            return
+        missing = sorted({u.digest for u in self.newest.units.values()} - self._blobs.keys())
+        if missing:
+            self._outlet.do(
+                Send(names.AGGREGATOR, BlobsWanted(model=self._model, digests=missing))
+            )
+
+    def put(self, part: BlobPart) -> None:
+        """Take a unit from the aggregator, whole; its digest was checked by the transport."""
+        wanted = self.newest is not None and any(
+            unit.digest == part.digest for unit in self.newest.units.values()
+        )
+        if wanted:
+            self._blobs[part.digest] = part.body
+            self._serve_if_complete()
+
+    def serve_again(self, digests: list[str]) -> None:
+        """Announce units once more: a node did not get them."""
+        for digest in digests:
+            if digest in self._blobs:
+                self._announce_blob(self._blobs[digest])
+
+    def _serve_if_complete(self) -> None:
+        newest = self.newest
+        if newest is None or any(u.digest not in self._blobs for u in newest.units.values()):
+            return
+        if not self._served or newest.version > self.served_version:
+            announced = {u.digest for old in self._served for u in old.units.values()}
+            fresh = dict.fromkeys(u.digest for u in newest.units.values())
+            for digest in fresh:
+                if digest not in announced:
+                    self._announce_blob(self._blobs[digest])
+            self._served.append(newest)
+        else:
+            self._served[-1] = newest
+        channel = names.descriptor_channel(self._gateway, self._model)
+        self._outlet.do(Announce(channel, newest))
+        self._forget_old()
+
+    def _announce_blob(self, body: bytes) -> None:
+        for part in chunk_blob(body, self._chunk_bytes):
+            channel = names.blob_channel(self._model, part.digest, part.index)
+            self._outlet.do(Announce(channel, part))
+
+    def _forget_old(self) -> None:
+        while len(self._served) > VERSIONS_KEPT:
+            dropped = self._served.pop(0)
+            kept = {unit.digest for d in self._served for unit in d.units.values()}
+            for digest in dict.fromkeys(unit.digest for unit in dropped.units.values()):
+                if digest not in kept and digest in self._blobs:
+                    self._clear_blob(self._blobs.pop(digest))
+
+    def _clear_blob(self, body: bytes) -> None:
+        for part in chunk_blob(body, self._chunk_bytes):
+            channel = names.blob_channel(self._model, part.digest, part.index)
+            self._outlet.do(Announce(channel, None))

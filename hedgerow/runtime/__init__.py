@@ -1,0 +1,1 @@
+"""The world: ports, driver, MQTT, HTTP, storage and tinygrad."""
