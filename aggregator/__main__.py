@@ -55,12 +55,8 @@ async def _run(config: Config, folder: Path) -> None:
     worker = Worker()
     plan, params = await worker.run(partial(_prepare, config, worker))
     checkpoint_versions = config.aggregation.checkpoint_versions
-    ledger = await Ledger.open(
-        folder, config.fleet.model, checkpoint_versions=checkpoint_versions
-    )
-    if ledger.quarantined is not None:
-        metrics.record("store_quarantined", 1, {"path": str(ledger.quarantined), "level": "error"})
-    snapshot = await _load(ledger, config, plan, params)
+    ledger = await Ledger.open(folder, config.fleet.model, checkpoint_versions=checkpoint_versions)
+    snapshot = await _load(ledger, folder, config, plan, params)
     protocol = AggregatorProtocol(snapshot, plan, config, meter=metrics.counters)
     server = AggregatorServer(
         config.http,
@@ -81,10 +77,22 @@ async def _run(config: Config, folder: Path) -> None:
         worker.close()
 
 
-async def _load(ledger: Ledger, config: Config, plan: Plan, params: Vector) -> Snapshot:
-    """Return what is on disk, after putting version 0 there if nothing is."""
+async def _load(
+    ledger: Ledger, folder: Path, config: Config, plan: Plan, params: Vector
+) -> Snapshot:
+    """Return what is on disk, after putting version 0 there if nothing is.
+
+    Raises ConfigError beside a damaged ledger: to begin anew would count updates twice and use version
+    numbers again, so a person must decide.
+    """
     snapshot = await ledger.load()
     if snapshot is None:
+        damaged = sorted(folder.glob("*.corrupt-*"))
+        if damaged:
+            raise ConfigError(
+                f"--dir: the ledger was damaged and is kept as {damaged[0]}; put a backup in its place,"
+                f" or move it out of {folder} to begin a new model at version 0"
+            )
         first = Lineage(config, plan).first(params, term=0)
         await ledger.save((CommitVersion(first, params, (), ()),))
         snapshot = await ledger.load()

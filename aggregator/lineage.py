@@ -53,8 +53,9 @@ class Lineage:
         """Return a version's descriptor. Raises PeerError when it is too old or does not exist."""
         found = self._descriptors.get(version)
         if found is None:
-            reason = "future-version" if version > self.version else "unknown-version"
-            raise PeerError(reason, f"version {version}, now {self.version}")
+            text = f"version {version}, now {self.version}"
+            future = version > self.version
+            raise PeerError("future-version" if future else "unknown-version", text)
         return found
 
     def plans(self) -> Mapping[str, Plan]:

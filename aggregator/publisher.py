@@ -1,0 +1,52 @@
+"""Who is listening, and what each gateway must hear: receipts first, then the versions that settled them."""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from hedgerow.core import names
+from hedgerow.core.effects import Send
+from hedgerow.core.messages import Descriptor, Receipt, Receipts, UpdateId
+from hedgerow.core.outlet import Outlet
+
+_RECENT = 4096
+
+
+class Publisher:
+    """Pushes over the gateways' open streams and remembers lately sent receipts for those that were away.
+
+    What is forgotten or lost here is not lost: a node offers again, its gateway posts again, and the ledger
+    answers.
+    """
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+        self._streams: set[str] = set()
+        self._recent: deque[tuple[int, str, Receipts]] = deque(maxlen=_RECENT)
+
+    def opened(self, peer: str, after: int, versions: Iterable[Descriptor]) -> None:
+        """A gateway opened its stream: send it what it missed after a version."""
+        self._streams.add(peer)
+        for version, owner, receipts in self._recent:
+            if owner == peer and version > after:
+                self._outlet.do(Send(peer, receipts))
+        for descriptor in versions:
+            self._outlet.do(Send(peer, descriptor))
+
+    def closed(self, peer: str) -> None:
+        """A gateway's stream ended."""
+        self._streams.discard(peer)
+
+    def settle(self, version: int, ids_by_gateway: Mapping[str, list[UpdateId]]) -> None:
+        """Tell each gateway that its updates are in the ledger as of `version`."""
+        for gateway, ids in ids_by_gateway.items():
+            receipts = [Receipt(update_id, "settled") for update_id in ids]
+            message = Receipts(receipts=receipts, version=version)
+            peer = names.gateway_peer(gateway)
+            self._recent.append((version, peer, message))
+            if peer in self._streams:
+                self._outlet.do(Send(peer, message))
+
+    def push(self, descriptor: Descriptor) -> None:
+        """Send a version to every open stream."""
+        for peer in sorted(self._streams):
+            self._outlet.do(Send(peer, descriptor))

@@ -1,0 +1,1 @@
+"""The aggregator's HTTP service: the gateways' API and the status page."""

@@ -1,0 +1,149 @@
+"""Plain words for what the page shows: for the person in the field, not for us."""
+
+from aggregator.status import Status
+
+_REASONS = {
+    "malformed": "the message could not be read",
+    "too-large": "the message was too large",
+    "checksum": "it was damaged on the way",
+    "wrong-source": "the sender used another's name",
+    "wrong-model": "it was meant for another model",
+    "unknown-plan": "it was trained under a plan that is not known here",
+    "unknown-version": "it was trained on a version that is not known here",
+    "future-version": "it claims a version that does not exist yet",
+    "shape": "it does not fit the model",
+    "not-finite": "training went wrong: it contains values that are not numbers",
+    "norm": "it is far larger than any honest update",
+    "stale": "it is too old: the model has moved on",
+    "inconsistent": "it contradicts itself",
+    "busy": "too much at once; it is offered again later",
+    "slow": "no decision in time; it is offered again later",
+    "token": "the access token was missing or wrong",
+    "no-stream": "the gateway was not connected; it catches up when it is back",
+    "slow-consumer": "the gateway read too slowly; it was disconnected and catches up",
+    "no-post": "the gateway had stopped waiting; it asks again",
+    "undelivered": "the aggregator could not be reached",
+    "silent": "the node did not report in time",
+    "disk": "the disk refused to write",
+    "compute": "the computation failed",
+    "overlap": "parts were known already; it is built again without them",
+    "known": "all of it was known already",
+    "full": "the node's store was full",
+}
+
+_EVENTS = {
+    "update_rejected": "Update rejected",
+    "update_refused": "Update refused for now",
+    "update_expired": "Update given up by its node",
+    "partial_answered": "Partial sum not taken",
+    "peer_fault": "Message refused",
+    "http_refused": "Request refused",
+    "http_dropped": "Answer not delivered",
+    "fleet_report_dropped": "Status report lost",
+    "lease_expired": "Training not finished in time",
+    "save_failed": "Not saved",
+    "store_quarantined": "Damaged store set aside",
+    "blob_unreadable": "Damaged model file",
+    "evaluation_failed": "Evaluation failed",
+    "training_failed": "Training failed",
+    "mqtt_dropped_oversize": "Message too large for the broker",
+    "mqtt_dropped_queued": "Messages dropped while the broker was away",
+    "mqtt_dropped_unacknowledged": "Messages the broker never confirmed",
+    "mqtt_malformed_packets": "Unreadable message from the broker",
+}
+
+_STATES = {
+    "ready": "ready",
+    "training": "training now",
+    "sleeping": "asleep",
+    "disconnected": "signed off",
+    "lost": "lost: no sign of life",
+}
+_ENDS = {
+    "target": "the goal is reached",
+    "max-versions": "the most versions that were asked for are made",
+    "max-time": "the time that was given is over",
+}
+_UNITS = ((86_400.0, "day"), (3_600.0, "hour"), (60.0, "minute"), (1.0, "second"))
+_JUST_NOW_S = 5.0
+_KIBI = 1024.0
+_THREE_DIGITS = 100
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago, in words; a negative number is never."""
+    if seconds < 0:
+        return "never"
+    if seconds < _JUST_NOW_S:
+        return "just now"
+    return f"{span(seconds)} ago"
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in its largest sensible unit."""
+    for size, name in _UNITS:
+        # 90 seconds still read better as seconds than as "1 minute".
+        if seconds >= 1.5 * size or name == "second":
+            return plural(round(seconds / size), name)
+    raise AssertionError("seconds fit everything")
+
+
+def plural(count: int, noun: str) -> str:
+    """Return the count with its noun, as in "1 node" and "2 nodes"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in words; "-" for none measured."""
+    if count <= 0:
+        return "-"
+    value, unit = float(count), "bytes"
+    for larger in ("KB", "MB", "GB"):
+        if value < _KIBI:
+            break
+        value, unit = value / _KIBI, larger
+    digits = 0 if unit == "bytes" or value >= _THREE_DIGITS else 1
+    return f"{value:.{digits}f} {unit}"
+
+
+def state_words(state: str) -> str:
+    """Return what a node's state means."""
+    return _STATES.get(state, state)
+
+
+def problem(counter: str) -> tuple[str, str] | None:
+    """Return what a counter says was left out and why; None for one that tells of no loss."""
+    event, _, reason = counter.partition(":")
+    if event not in _EVENTS or (event == "partial_answered" and reason == "accepted"):
+        return None
+    return _EVENTS[event], _REASONS.get(reason, reason.replace("-", " "))
+
+
+def metric_text(value: float | None) -> str:
+    """Return a metric with three digits; "-" for none."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def sentence(status: Status, value: float | None) -> str:
+    """Return what is going on, in one plain sentence; `value` is the newest of the shown metric."""
+    progress = f"version {status.version}, {_progress(status, value)}"
+    if status.done:
+        return f"Finished: {_ENDS.get(status.done, status.done)}. The model is {progress}."
+    if not any(gateway.connected for gateway in status.gateways):
+        return f"Waiting for a gateway: none is connected. The model is at {progress}."
+    if not any(node.state.state in ("ready", "training", "sleeping") for node in status.nodes):
+        return f"Waiting for nodes: none has reported. The model is at {progress}."
+    missing = status.merge_at - status.buffered_updates
+    if missing <= 0:
+        return f"Training: {progress}; merging the next version now."
+    return f"Training: {progress}; waiting for {plural(missing, 'more update')}."
+
+
+def _progress(status: Status, value: float | None) -> str:
+    if value is None:
+        return f"{status.metric} not measured yet"
+    if status.target is None:
+        return f"{status.metric} {metric_text(value)}"
+    return f"{status.metric} {metric_text(value)} (goal {metric_text(status.target)})"
