@@ -1,0 +1,56 @@
+"""When a node may train: once per version, and a bounded number of times more while it is alone."""
+
+from edge_node.work import Work
+from hedgerow.core.messages import Descriptor
+from hedgerow.core.units import Vector
+
+_RETRY_US = 10_000_000
+
+
+class Turns:
+    """The node's place in its cycle of training and rest.
+
+    `trained_version` is the newest version that an update was made from, -1 for none. `drift`, shape (p,),
+    is what the node has added to its current version: alone, it goes on from there.
+    """
+
+    def __init__(self, trained_version: int, *, sleep_us: int, offline_updates: int) -> None:
+        self.drift: Vector | None = None
+        self._trained_version = trained_version
+        self._sleep_us = sleep_us
+        self._offline_updates = offline_updates
+        self._offline_count = 0
+        self._rest_until_us = 0
+
+    def adopted(self) -> None:
+        """A newer version is here."""
+        self.drift = None
+        self._offline_count = 0
+
+    def wanted(self, base: Descriptor, *, online: bool) -> bool:
+        """Whether there is a reason to train from `base`."""
+        if not base.training_open:
+            return False
+        alone = not online and self._offline_count < self._offline_updates
+        return base.version > self._trained_version or alone
+
+    def rest_us(self, now_us: int) -> int:
+        """Return how long the node still rests, 0 when it may train."""
+        return max(self._rest_until_us - now_us, 0)
+
+    def rested(self) -> None:
+        """The rest's timer fired; a clock that rounds must not make it last longer."""
+        self._rest_until_us = 0
+
+    def finished(self, work: Work, delta: Vector, version: int, now_us: int) -> None:
+        """A training ended in an update while the node's version was `version`."""
+        base, offset = work.base.version, work.job.offset
+        if version == base:
+            self._offline_count += base <= self._trained_version
+            self.drift = delta if offset is None else offset + delta
+        self._trained_version = max(self._trained_version, base)
+        self._rest_until_us = now_us + self._sleep_us
+
+    def failed(self, now_us: int) -> None:
+        """A training ended in nothing: it is tried again after a while."""
+        self._rest_until_us = now_us + _RETRY_US

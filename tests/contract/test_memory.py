@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tinygrad.device import Buffer
+
+from edge_node.memory_report import measure
+from hedgerow.core.config import Config, DataConfig, FleetConfig, PlanConfig, TaskConfig
+from hedgerow.core.plan import choose_plan
+from hedgerow.runtime.buffers import SharedArray
+from hedgerow.runtime.memory import PeakMeter
+from tests.contract.tiny_models import examples, job_of, mlp, trainer_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_peak_is_the_largest_sum_of_live_memory() -> None:
+    before = SharedArray.of((1000,))
+    with PeakMeter() as meter:
+        first = SharedArray.of((100,))
+        assert meter.peak_bytes == 400
+        del first
+        second = SharedArray.of((50,))
+        assert meter.peak_bytes == 400
+        third = SharedArray.of((70,), np.int32)
+        assert meter.peak_bytes == 480
+        del before
+        fourth = SharedArray.of((10,))
+        assert meter.peak_bytes == 520
+    fifth = SharedArray.of((1000,))
+    assert meter.peak_bytes == 520
+    del second, third, fourth, fifth
+
+
+def test_the_meter_leaves_the_allocator_as_it_was_even_after_an_error() -> None:
+    found = Buffer.allocate, Buffer.deallocate
+    with PeakMeter():
+        assert Buffer.allocate is not found[0]
+    assert (Buffer.allocate, Buffer.deallocate) == found
+    with pytest.raises(ZeroDivisionError), PeakMeter():
+        raise ZeroDivisionError
+    assert (Buffer.allocate, Buffer.deallocate) == found
+
+
+def test_a_trainings_peak_covers_what_it_must_hold(jit_folder: Path) -> None:
+    model = mlp()
+    trainer = trainer_of(model, 12, jit_folder)
+    job = job_of(model)
+    batch_bytes = 4 * (5 + 1) * 4
+    peak = trainer.train(job).peak_bytes
+    assert peak > model.manifest.size * 4 + batch_bytes
+    assert trainer.train(job_of(model, passes=5, seed=2)).peak_bytes == peak
+    assert trainer.train(job_of(model, batch_size=8)).peak_bytes > peak
+
+
+def test_the_order_of_trainings_does_not_change_their_peaks(jit_folder: Path) -> None:
+    model = mlp()
+    trainer = trainer_of(model, 12, jit_folder)
+    jobs = [job_of(model), job_of(model, plan=choose_plan(model.manifest, last_layers=1))]
+    forward = [trainer.train(job).peak_bytes for job in jobs]
+    model.predict(jobs[0].params, examples(9)[0])
+    backward = [trainer.train(job).peak_bytes for job in reversed(jobs)]
+    assert forward == backward[::-1]
+    assert forward[1] < forward[0]
+
+
+def config_of(folder: Path) -> Config:
+    inputs, targets = examples(60, (40,))
+    path = folder / "data.npz"
+    np.savez(path, x=inputs, y=targets)
+    return Config(
+        fleet=FleetConfig(nodes=2),
+        data=DataConfig(source=str(path)),
+        task=TaskConfig(outputs=3, options={"hidden": [32]}),
+        plan=PlanConfig(preset="biases+last"),
+    )
+
+
+def test_a_plan_is_measured_against_full_training(tmp_path: Path) -> None:
+    figures = measure(config_of(tmp_path))
+    params = 4 * (40 * 32 + 32 + 32 * 3 + 3)
+    assert params < figures["plan"] < figures["full"]
+
+
+def run_report(path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edge_node.memory_report", str(path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_the_command_prints_the_same_figures(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_bytes(msgspec.json.encode(config))
+    done = run_report(path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == measure(config)
+
+
+@pytest.mark.parametrize("text", ["{", '{"data": {"source": "/nowhere.npz"}}'])
+def test_the_command_explains_a_wrong_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    done = run_report(path)
+    assert done.returncode == 2
+    assert str(path) in done.stderr
+    assert "Traceback" not in done.stderr

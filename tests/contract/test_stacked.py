@@ -1,0 +1,182 @@
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_node.stacked import StackedTrainer
+from edge_node.trainer import Trainer
+from hedgerow.core.config import TaskConfig
+from hedgerow.core.effects import Train
+from hedgerow.core.plan import choose_plan
+from hedgerow.runtime.model import Model, load_model
+from hedgerow.runtime.ports import ComputeError
+from tests.contract.tiny_models import Array, examples, job_of, mlp, params_of
+
+WIDTH = 4
+SIZES = (22, 3, 9, 16, 40)
+CNN1D = TaskConfig(name="cnn1d", outputs=3, options={"channels": [3], "kernel": 3, "hidden": [6]})
+
+
+def shards_for(model: Model) -> list[tuple[Array, Array]]:
+    return [examples(rows, model.task.input_shape) for rows in SIZES]
+
+
+def assert_equals_single(
+    model: Model, shards: list[tuple[Array, Array]], jobs: Sequence[tuple[int, Train]], folder: Path
+) -> None:
+    found = StackedTrainer(model, shards, folder, WIDTH).train(jobs)
+    assert [result.job for result in found] == [job.job for _, job in jobs]
+    for (shard, job), result in zip(jobs, found, strict=True):
+        expected = Trainer(model, *shards[shard], folder).train(job)
+        np.testing.assert_allclose(result.delta, expected.delta, rtol=1e-4, atol=1e-6)
+        assert np.abs(expected.delta).max() > 1e-3
+        assert result.delta.dtype == np.float32
+        for name in ("step_square_sum", "loss_first", "loss_last"):
+            assert getattr(result, name) == pytest.approx(getattr(expected, name), rel=1e-4)
+        assert (result.examples, result.steps) == (expected.examples, expected.steps)
+        assert result.peak_bytes > 0
+
+
+def varied_jobs(model: Model, **plan: Any) -> list[tuple[int, Train]]:
+    """More jobs than a stack is wide, on shards of different sizes, no two alike."""
+    chosen = choose_plan(model.manifest, **plan)
+    return [
+        (
+            number % len(SIZES),
+            job_of(
+                model,
+                job=number,
+                plan=chosen,
+                params=params_of(model, number % 2),
+                passes=1 + number % 3,
+                learning_rate=0.05 * (1 + number),
+                seed=number,
+                offset=np.full(chosen.size, 0.01, np.float32) if number == 2 else None,
+            ),
+        )
+        for number in range(7)
+    ]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"preset": "all"},
+        {"preset": "biases+last"},
+        {"last_layers": 1},
+        {"units": ["hidden.1.weight"]},
+    ],
+    ids=str,
+)
+def test_stacked_mlps_equal_single_ones(plan: dict[str, Any], jit_folder: Path) -> None:
+    model = mlp()
+    assert_equals_single(model, shards_for(model), varied_jobs(model, **plan), jit_folder)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_heads_on_convolutions_equal_single_ones(layers: int, jit_folder: Path) -> None:
+    model = load_model(CNN1D, (10, 2))
+    assert_equals_single(
+        model, shards_for(model), varied_jobs(model, last_layers=layers), jit_folder
+    )
+
+
+def test_stacked_regressions_equal_single_ones(jit_folder: Path) -> None:
+    config = TaskConfig(kind="regression", outputs=2, options={"hidden": [6]})
+    model = load_model(config, (5,))
+    rng = np.random.default_rng(0)
+    shards = [
+        (examples(rows)[0], rng.standard_normal((rows, 2)).astype(np.float32)) for rows in SIZES
+    ]
+    assert_equals_single(model, shards, varied_jobs(model, preset="all"), jit_folder)
+
+
+def test_two_trainings_of_one_stack_do_not_mix(jit_folder: Path) -> None:
+    model = mlp()
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    jobs = varied_jobs(model, preset="all")
+    first = stacked.train(jobs)
+    stacked.train(jobs[2:4])
+    for one, two in zip(first, stacked.train(jobs), strict=True):
+        np.testing.assert_array_equal(one.delta, two.delta)
+    assert stacked.train([]) == []
+
+
+def test_a_lane_does_not_depend_on_its_neighbours(jit_folder: Path) -> None:
+    model = mlp()
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    jobs = varied_jobs(model, preset="all")
+    together = stacked.train(jobs)
+    for job, result in zip(jobs, together, strict=True):
+        (alone,) = stacked.train([job])
+        np.testing.assert_array_equal(alone.delta, result.delta)
+        assert alone.step_square_sum == result.step_square_sum
+
+
+def test_changed_frozen_layers_are_noticed(jit_folder: Path) -> None:
+    """The outputs of frozen layers are remembered, and must not outlive a change of their values."""
+    model = mlp()
+    shards = shards_for(model)
+    stacked = StackedTrainer(model, shards, jit_folder, WIDTH)
+    plan = choose_plan(model.manifest, last_layers=1)
+    for seed in (0, 1, 0):
+        job = job_of(model, plan=plan, params=params_of(model, seed))
+        (found,) = stacked.train([(0, job)])
+        expected = Trainer(model, *shards[0], jit_folder).train(job)
+        np.testing.assert_allclose(found.delta, expected.delta, rtol=1e-4, atol=1e-6)
+
+
+def test_jobs_that_differ_in_plan_or_batch_are_refused(jit_folder: Path) -> None:
+    model = mlp()
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    other = job_of(model, plan=choose_plan(model.manifest, last_layers=1))
+    for wrong in (other, job_of(model, batch_size=5)):
+        with pytest.raises(ValueError, match="share the plan and the batch size"):
+            stacked.train([(0, job_of(model)), (1, wrong)])
+
+
+def test_plans_with_convolutions_are_refused(jit_folder: Path) -> None:
+    model = load_model(CNN1D, (10, 2))
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    with pytest.raises(ValueError, match="use Trainer"):
+        stacked.train([(0, job_of(model))])
+
+
+def test_a_diverging_lane_is_an_error(jit_folder: Path) -> None:
+    model = mlp()
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    with pytest.raises(ComputeError, match=r"job 5.*diverged"):
+        stacked.train([(0, job_of(model)), (1, job_of(model, job=5, learning_rate=1e30))])
+
+
+OWN_TASK = """
+import numpy as np
+from tinygrad import nn
+
+class Task:
+    target_dtype = np.dtype(np.int32)
+    def __init__(self, input_shape, kind, outputs):
+        self.input_shape = input_shape
+    def build(self):
+        return nn.Linear(5, 3)
+    def loss(self, output, targets):
+        return output.sparse_categorical_crossentropy(targets)
+    def metrics(self, outputs, targets):
+        return {}
+"""
+
+
+def test_a_users_task_is_trained_singly_not_stacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stacked_own.py").write_text(OWN_TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model = load_model(TaskConfig(name="stacked_own:Task", outputs=3), (5,))
+    found = Trainer(model, *examples(9), tmp_path / "jit").train(job_of(model))
+    assert np.abs(found.delta).max() > 0
+    with pytest.raises(TypeError, match="use Trainer"):
+        StackedTrainer(model, [examples(9)], tmp_path / "jit")
