@@ -87,7 +87,7 @@ async def _load(
     """
     snapshot = await ledger.load()
     if snapshot is None:
-        damaged = sorted(folder.glob("*.corrupt-*"))
+        damaged = ledger.damaged_files()
         if damaged:
             raise ConfigError(
                 f"--dir: the ledger was damaged and is kept as {damaged[0]}; put a backup in its place,"

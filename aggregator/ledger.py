@@ -57,7 +57,10 @@ class Ledger:
     the caller must say so loudly, because updates settled in it are no longer known.
     """
 
-    def __init__(self, database: Database, files: ModelFiles, checkpoint_versions: int) -> None:
+    def __init__(
+        self, folder: Path, database: Database, files: ModelFiles, checkpoint_versions: int
+    ) -> None:
+        self._folder = folder
         self.quarantined = database.quarantined
         self._database = database
         self._files = files
@@ -79,7 +82,7 @@ class Ledger:
         """
         open_files = partial(_open_files, folder, max_bytes)
         database, files = await asyncio.to_thread(open_files)
-        ledger = cls(database, files, checkpoint_versions)
+        ledger = cls(folder, database, files, checkpoint_versions)
         try:
             await ledger._check_model(expected_model, folder)
             await database.read(ledger._prune)
@@ -138,6 +141,10 @@ class Ledger:
         sizes = await asyncio.to_thread(self._files.sizes)
         return counts | {"model_files": len(sizes), "model_bytes": sum(sizes)}
 
+    def damaged_files(self) -> list[Path]:
+        """Return what was set aside as damaged, at this start or at an earlier one."""
+        return sorted(self._folder.glob("*.corrupt-*"))
+
     async def close(self) -> None:
         """Commit what is waiting and close."""
         await self._database.close()
@@ -152,12 +159,11 @@ class Ledger:
     def _snapshot(self, connection: sqlite3.Connection) -> Snapshot:
         versions = _versions(connection)
         file, newest = versions[-1]
-        oldest = newest.version - newest.rules.staleness.tau_max
         waiting = "SELECT body FROM partials WHERE merged_version IS NULL ORDER BY position"
         (term,) = connection.execute("SELECT value FROM term").fetchone()
         return Snapshot(
             term=term,
-            descriptors=tuple(d for _, d in versions if d.version >= oldest),
+            descriptors=tuple(descriptor for _, descriptor in versions),
             params=self._files.read(file, newest),
             ledger=_ledger_rows(connection),
             waiting=_partials(connection, waiting),
@@ -261,13 +267,9 @@ def _save_metrics(connection: sqlite3.Connection, row: SaveMetrics) -> None:
 
 
 def _drop(connection: sqlite3.Connection, row: DropPartials) -> None:
-    """Forget merge inputs, and descriptors too old to be the base of any update to come."""
-    through = row.through_version
-    connection.execute("DELETE FROM partials WHERE merged_version <= ?", (through,))
-    base = _versions(connection, "WHERE version = ?", through)
-    if base:
-        oldest = through - base[0][1].rules.staleness.tau_max
-        connection.execute("DELETE FROM versions WHERE version < ?", (oldest,))
+    """Forget merge inputs, and descriptors that no update to come or waiting refers to."""
+    connection.execute("DELETE FROM partials WHERE merged_version <= ?", (row.through_version,))
+    connection.execute("DELETE FROM versions WHERE version < ?", (row.needed_from,))
 
 
 _WRITERS: dict[type, Callable[[sqlite3.Connection, Any], None]] = {

@@ -40,9 +40,17 @@ class Lineage:
         """The newest version."""
         return self.current.version
 
+    @property
+    def oldest(self) -> int:
+        """The oldest version an update may still come from or wait with."""
+        return next(iter(self._descriptors))
+
     def since(self, after: int) -> list[Descriptor]:
-        """Return the descriptors newer than `after`, oldest first, and always the newest."""
-        newer = [d for d in self._descriptors.values() if d.version > after]
+        """Return the descriptors from version `after` on, oldest first, and always the newest.
+
+        Who knows nothing asks for what comes after 0, so `after` itself is included.
+        """
+        newer = [d for d in self._descriptors.values() if d.version >= after]
         return newer or [self.current]
 
     def rules(self, version: int) -> Rules:
@@ -62,11 +70,16 @@ class Lineage:
         """Return the plans of the known versions by id."""
         return self._plans
 
-    def add(self, descriptor: Descriptor) -> None:
-        """Add the next version, or one found at the start."""
+    def add(self, descriptor: Descriptor, needed_from: int | None = None) -> None:
+        """Add the next version, or one found at the start, and forget those no update may come from.
+
+        `needed_from` is the oldest base version of an update that still waits for its merge.
+        """
         self._descriptors[descriptor.version] = descriptor
         self._plans[descriptor.plan_id] = Plan.of(self.manifest, descriptor.plan)
         oldest = descriptor.version - descriptor.rules.staleness.tau_max
+        if needed_from is not None:
+            oldest = min(oldest, needed_from)
         self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
 
     def reopen(self, term: int, *, training_open: bool) -> Descriptor:

@@ -5,15 +5,22 @@ after the transaction that holds its version, its ledger row and the merge's inp
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
+from aggregator.acceptance import Acceptance
 from aggregator.describe import describe
-from aggregator.intake import read_partial
 from aggregator.lineage import Lineage
-from aggregator.mergebuffer import Buffered, MergeBuffer
+from aggregator.mergebuffer import MergeBuffer
 from aggregator.observer import Observer
 from aggregator.publisher import Publisher
-from aggregator.rows import AcceptPartial, CommitVersion, DropPartials, SaveMetrics, Snapshot
+from aggregator.rows import (
+    AcceptPartial,
+    CommitVersion,
+    DropPartials,
+    Row,
+    SaveMetrics,
+    Snapshot,
+)
 from aggregator.status import Status
 from aggregator.stopping import StopRule
 from hedgerow.core import names
@@ -27,12 +34,11 @@ from hedgerow.core.effects import (
     JobResult,
     LinkDown,
     Saved,
-    Send,
     SetTimer,
 )
 from hedgerow.core.errors import PeerError
 from hedgerow.core.merge import merge
-from hedgerow.core.messages import FleetReport, Header, Partial, PartialReply, Receipt, Subscribe
+from hedgerow.core.messages import FleetReport, Partial, Subscribe
 from hedgerow.core.outlet import SAVE_TIMER, Outlet, Saves
 from hedgerow.core.partial import add
 from hedgerow.core.plan import Plan
@@ -40,8 +46,8 @@ from hedgerow.core.seqset import KnownUpdates
 
 _SECOND_US = 1_000_000
 _LEDGER_TAIL = 256
-Row = AcceptPartial | CommitVersion | SaveMetrics | DropPartials
-Answer = Literal["accepted", "known", "overlap", "rejected"]
+_EVALUATE_TIMER = "evaluate"
+_EVALUATE_RETRY_US = 10 * _SECOND_US
 
 
 class AggregatorProtocol:
@@ -58,7 +64,7 @@ class AggregatorProtocol:
         self.params = snapshot.params
         self.lineage = Lineage(config, plan)
         for descriptor in snapshot.descriptors:
-            self.lineage.add(descriptor)
+            self.lineage.add(descriptor, needed_from=snapshot.descriptors[0].version)
         for row in snapshot.ledger[-_LEDGER_TAIL:]:
             self.lineage.observe([row.header], row.version - 1)
         self.observer = Observer(snapshot)
@@ -71,6 +77,7 @@ class AggregatorProtocol:
         self._saves: Saves[Row] = Saves(self._outlet)
         self._publisher = Publisher(self._outlet)
         self._buffer = MergeBuffer(KnownUpdates(row.header.id for row in snapshot.ledger))
+        self._acceptance = Acceptance(self.lineage, self._buffer, self._saves, self._outlet)
         self._committing: CommitVersion | None = None
         self._deadline_armed = False
         self._evaluating = False
@@ -81,8 +88,7 @@ class AggregatorProtocol:
         """Publish the newest version under this term and take up the partials found on disk."""
         self._started_us = now_us
         for partial in self._restored:
-            self._buffer.accept(Buffered(partial, read_partial(partial, self.lineage)))
-            self._buffer.durable(partial.id)
+            self._acceptance.restore(partial)
         self._restored = ()
         if self.observer.curve:
             last = self.observer.curve[-1]
@@ -97,7 +103,7 @@ class AggregatorProtocol:
             case Partial():
                 if peer != names.gateway_peer(message.gateway):
                     raise PeerError("wrong-source", f"{peer} posted for {message.gateway}")
-                self._take_partial(message)
+                self._acceptance.take(message)
             case Subscribe(after=after):
                 self.observer.link(names.peer_id(peer), connected=True)
                 self._publisher.opened(peer, after, self.lineage.since(after))
@@ -115,6 +121,9 @@ class AggregatorProtocol:
             self._deadline_armed = False
             if not self._merge_if(due=len(self._buffer) > 0):
                 self._arm_deadline()
+        elif name == _EVALUATE_TIMER:
+            self._evaluating = False
+            self._go_on()
         elif name == "limit":
             self._close(closing=self.stop.close("max-time"))
         elif name == SAVE_TIMER:
@@ -131,8 +140,10 @@ class AggregatorProtocol:
             case JobFailed(job) if job in self._saves:
                 self._saves.failed(result)
             case JobFailed(_, detail):
-                self._evaluating = False
                 self._outlet.record("evaluation_failed", reason="compute", detail=detail)
+                self._outlet.do(SetTimer(_EVALUATE_TIMER, _EVALUATE_RETRY_US))
+                self.stop.evaluation_failed()
+                self._go_on()
 
     def effects(self) -> list[Effect]:
         """Return what must be done now, in order, and forget it."""
@@ -152,45 +163,6 @@ class AggregatorProtocol:
             now_us=now_us,
         )
 
-    def _take_partial(self, partial: Partial) -> None:
-        receipts = [r for header in partial.headers if (r := self._fate(header)) is not None]
-        if receipts:
-            whole = len(receipts) == len(partial.headers)
-            self._reply(partial, "known" if whole else "overlap", receipts)
-            return
-        try:
-            if self._buffer.holds_partial(partial.id):
-                raise PeerError("inconsistent", f"partial {partial.id} names other updates now")
-            sums = read_partial(partial, self.lineage)
-        except PeerError as error:
-            self._outlet.record("partial_rejected", reason=error.reason, detail=error.detail)
-            self._reply(partial, "rejected", reason=error.reason)
-            return
-        self._buffer.accept(Buffered(partial, sums))
-        self._saves.save(AcceptPartial(partial))
-
-    def _fate(self, header: Header) -> Receipt | None:
-        """Return the receipt of an update that must not be summed (again), None for a welcome one."""
-        tau_max = self.lineage.current.rules.staleness.tau_max
-        known = self._buffer.receipt(header)
-        if known is None and self.lineage.version - header.base_version > tau_max:
-            self._outlet.record("update_rejected", reason="stale", node=header.id.node)
-            return Receipt(header.id, "rejected", "stale")
-        return known
-
-    def _reply(
-        self,
-        partial: Partial,
-        status: Answer,
-        receipts: list[Receipt] | None = None,
-        reason: str = "",
-    ) -> None:
-        self._outlet.record("partial_answered", reason=status)
-        reply = PartialReply(
-            partial_id=partial.id, status=status, receipts=receipts or [], reason=reason
-        )
-        self._outlet.do(Send(names.gateway_peer(partial.gateway), reply))
-
     def _go_on(self) -> None:
         """Evaluate and merge whatever is due now."""
         newest = self.lineage.version
@@ -209,7 +181,8 @@ class AggregatorProtocol:
 
     def _merge_if(self, *, due: bool) -> bool:
         """Merge everything buffered, if it is due and nothing stands in the way."""
-        if not due or self._committing is not None or self.stop.done or self.stop.verifying:
+        wanted = due and self.stop.may_merge(self.lineage.version)
+        if not wanted or self._committing is not None:
             return False
         entries = self._buffer.drain()
         headers = tuple(header for entry in entries for header in entry.partial.headers)
@@ -231,8 +204,7 @@ class AggregatorProtocol:
     def _durable(self, row: Row) -> None:
         match row:
             case AcceptPartial(partial):
-                self._buffer.durable(partial.id)
-                self._reply(partial, "accepted")
+                self._acceptance.durable(partial)
                 self._go_on()
             case CommitVersion():
                 self._publish(row)
@@ -243,13 +215,13 @@ class AggregatorProtocol:
         self._committing = None
         self.params = commit.params
         self.observer.settled(commit.headers, self.lineage.version)
-        self.lineage.add(commit.descriptor)
         version = commit.descriptor.version
         self._outlet.record("update_settled", len(commit.headers), version=version)
         self._publisher.settle(version, self._buffer.settle(commit))
+        self.lineage.add(commit.descriptor, needed_from=self._buffer.oldest_base(version))
         self._publisher.push(self.lineage.reopen(self._term, training_open=not self.stop.done))
         if version % self._config.aggregation.checkpoint_versions == 0:
-            self._saves.save(DropPartials(version))
+            self._saves.save(DropPartials(version, self.lineage.oldest))
 
     def _take_metrics(self, version: int, metrics: Mapping[str, float], now_us: int) -> None:
         self._evaluating = False

@@ -9,6 +9,7 @@ from hedgerow.core.messages import Descriptor, Receipt, Receipts, UpdateId
 from hedgerow.core.outlet import Outlet
 
 _RECENT = 4096
+_RECEIPTS_PER_MESSAGE = 4096
 
 
 class Publisher:
@@ -39,12 +40,14 @@ class Publisher:
     def settle(self, version: int, ids_by_gateway: Mapping[str, list[UpdateId]]) -> None:
         """Tell each gateway that its updates are in the ledger as of `version`."""
         for gateway, ids in ids_by_gateway.items():
-            receipts = [Receipt(update_id, "settled") for update_id in ids]
-            message = Receipts(receipts=receipts, version=version)
             peer = names.gateway_peer(gateway)
-            self._recent.append((version, peer, message))
-            if peer in self._streams:
-                self._outlet.do(Send(peer, message))
+            receipts = [Receipt(update_id, "settled") for update_id in ids]
+            for start in range(0, len(receipts), _RECEIPTS_PER_MESSAGE):
+                piece = receipts[start : start + _RECEIPTS_PER_MESSAGE]
+                message = Receipts(receipts=piece, version=version)
+                self._recent.append((version, peer, message))
+                if peer in self._streams:
+                    self._outlet.do(Send(peer, message))
 
     def push(self, descriptor: Descriptor) -> None:
         """Send a version to every open stream."""

@@ -37,9 +37,13 @@ class SaveMetrics:
 
 @dataclass(frozen=True, slots=True)
 class DropPartials:
-    """Merge inputs no longer needed: those merged into versions up to the last checkpoint."""
+    """What a checkpoint makes needless: merge inputs up to it, and descriptors before `needed_from`."""
 
     through_version: int
+    needed_from: int
+
+
+Row = AcceptPartial | CommitVersion | SaveMetrics | DropPartials
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,9 @@ class LedgerRow:
 class Snapshot:
     """Everything durable, as it is read at the start. `term` is this start's own, one above the last.
 
-    `descriptors` are those of the last versions, oldest first and never empty; `ledger` is complete;
-    `waiting` are partials accepted but not merged, in the order of their acceptance; `metrics` are each
-    version's evaluation.
+    `descriptors` are those that updates may come from or wait with, oldest first and never empty;
+    `ledger` is complete; `waiting` are partials accepted but not merged, in the order of their acceptance;
+    `metrics` are each version's evaluation.
     """
 
     term: int

@@ -28,6 +28,14 @@ class StopRule:
             return self.close("target")
         return version >= self._stop.max_versions and self.close("max-versions")
 
+    def may_merge(self, newest: int) -> bool:
+        """Whether a version after `newest` is wanted."""
+        return not self.done and not self.verifying and newest < self._stop.max_versions
+
+    def evaluation_failed(self) -> None:
+        """Nothing was measured: merging does not wait for it."""
+        self.verifying = False
+
     def close(self, why: str) -> bool:
         """End training for a reason; True when it was still going on."""
         if self.done:

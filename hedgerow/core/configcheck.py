@@ -31,7 +31,9 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     """
     for path, number in _floats("", raw):
         if not math.isfinite(number):
-            raise ConfigError(f"{path}: {number} is not a finite number; leave the key out or set one")
+            raise ConfigError(
+                f"{path}: {number} is not a finite number; leave the key out or set one"
+            )
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
@@ -51,7 +53,9 @@ def _explain(raw: Mapping[str, Any], text: str) -> str:
     if unknown := _UNKNOWN.fullmatch(what):
         return _explain_unknown(path, unknown["key"])
     if missing := _MISSING.fullmatch(what):
-        return f"{_join(path, missing['key'])}: is missing; it must be {_wanted(path, missing['key'])}"
+        return (
+            f"{_join(path, missing['key'])}: is missing; it must be {_wanted(path, missing['key'])}"
+        )
     value = repr(_value_at(raw, path))
     if len(value) > _LONGEST_VALUE:
         value = value[:_LONGEST_VALUE] + "..."
@@ -60,7 +64,11 @@ def _explain(raw: Mapping[str, Any], text: str) -> str:
 
 def _explain_unknown(path: str, key: str) -> str:
     table = _type_at(path)
-    known = [field.encode_name for field in table.fields] if isinstance(table, inspect.StructType) else []
+    known = (
+        [field.encode_name for field in table.fields]
+        if isinstance(table, inspect.StructType)
+        else []
+    )
     close = difflib.get_close_matches(key, known, n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
     where = f"[{path}] has" if path else "the tables are"

@@ -73,7 +73,9 @@ def _http(http: HttpConfig) -> Iterator[str]:
         yield f"http.url: {http.url!r} must begin with http:// or https://"
 
 
-def _pair(table: str, first: str, first_value: str, second: str, second_value: str) -> Iterator[str]:
+def _pair(
+    table: str, first: str, first_value: str, second: str, second_value: str
+) -> Iterator[str]:
     """A certificate without its key, or the reverse, is of no use."""
     if bool(first_value) != bool(second_value):
         given, missing = (first, second) if first_value else (second, first)

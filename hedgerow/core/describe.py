@@ -25,25 +25,35 @@ def in_words(config: Config) -> list[str]:
     pace = f" and sleeps {node.sleep_s:g} s" if node.sleep_s else ""
     passes = "pass" if training.passes == 1 else "passes"
     return [
-        f"fleet: site {fleet.site!r}, model {fleet.model!r}, seed {fleet.seed};"
-        f" `hedgerow up` starts {fleet.nodes} nodes and {fleet.gateways} gateways",
+        (
+            f"fleet: site {fleet.site!r}, model {fleet.model!r}, seed {fleet.seed};"
+            f" `hedgerow up` starts {fleet.nodes} nodes and {fleet.gateways} gateways"
+        ),
         f"broker: {_broker(config.broker)}",
         f"aggregator: {_aggregator(config)}",
         f"data: {_data(config.data)}",
         f"task: {task.kind} with {task.name!r}, {task.outputs} outputs"
         + (f", options {task.options}" if task.options else ""),
         f"plan: nodes train {_plan(config.plan)}",
-        f"training: a node trains {training.passes} {passes} over its data in batches of"
-        f" {training.batch_size} at learning rate {training.learning_rate:g}{pace}; it clips its update"
-        f" to norm {training.clip_norm:g} and sends it as {training.encoding}",
-        f"offline: a node trains up to {node.offline_updates} updates ahead and holds"
-        f" {node.outbox_updates} in its outbox",
+        (
+            f"training: a node trains {training.passes} {passes} over its data in batches of"
+            f" {training.batch_size} at learning rate {training.learning_rate:g}{pace}; it clips its update"
+            f" to norm {training.clip_norm:g} and sends it as {training.encoding}"
+        ),
+        (
+            f"offline: a node trains up to {node.offline_updates} updates ahead and holds"
+            f" {node.outbox_updates} in its outbox"
+        ),
         f"gateway: flushes after {gateway.flush_count} updates or"
         + (f" {gateway.flush_s:g} s" if gateway.flush_s else " a time taken from its nodes' pace"),
-        f"merge: after {merge.buffer_size} updates, or {merge.deadline_s:g} s;"
-        f" step {merge.learning_rate:g}; weights fall with staleness: {_staleness(config.staleness)}",
-        f"end: {_goal(stop.metric, stop.target)}version {stop.max_versions}"
-        f" or {stop.max_s:g} s, whichever is first",
+        (
+            f"merge: after {merge.buffer_size} updates, or {merge.deadline_s:g} s;"
+            f" step {merge.learning_rate:g}; weights fall with staleness: {_staleness(config.staleness)}"
+        ),
+        (
+            f"end: {_goal(stop.metric, stop.target)}version {stop.max_versions}"
+            f" or {stop.max_s:g} s, whichever is first"
+        ),
     ]
 
 

@@ -210,7 +210,7 @@ async def test_dropping_merge_inputs_keeps_those_after_the_checkpoint(tmp_path: 
         if version:
             await ledger.save((AcceptPartial(_partial(version)),))
         await ledger.save((_commit(version, (version,) if version else (), tau_max=2),))
-    await ledger.save((AcceptPartial(_partial(90)), DropPartials(4)))
+    await ledger.save((AcceptPartial(_partial(90)), DropPartials(4, 2)))
     assert [len(await ledger.merge_inputs(v)) for v in range(1, 7)] == [0, 0, 0, 0, 1, 1]
     snapshot = await ledger.load()
     assert snapshot is not None

@@ -1,0 +1,66 @@
+# Everything runs in .venv; `make PYTHON=python3.13 install` picks another Python (>= 3.11).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench lock wheel clean
+
+help:
+	@echo "make install   all dependencies, pinned, into .venv"
+	@echo "make demo      train a model on a fleet of eight nodes on this machine"
+	@echo "make test      run the tests"
+	@echo "make check     formatter, linter, types, layers"
+	@echo "make bench     measure speed and memory"
+	@echo "make lock      renew the lock files"
+	@echo "make wheel     build the wheel into dist/"
+	@echo "make clean     delete what the other targets made"
+
+install: $(STAMP)
+
+# tinygrad needs clang: where there is none, the clang of the ziglang wheel (100 MB) is installed.
+$(STAMP): pyproject.toml requirements.lock requirements-compiler.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than 3.11 or missing; try: make PYTHON=python3.12 $(or $(MAKECMDGOALS),install)"; \
+	  exit 1; }
+	@# Some systems ship Python without ensurepip; their pip can still install into a venv.
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
+	@set -e; \
+	if [ -x $(BIN)/pip ]; then pip="$(BIN)/python -m pip"; \
+	else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
+	set -x; \
+	$$pip install --disable-pip-version-check -r requirements.lock; \
+	command -v clang >/dev/null || \
+	  $$pip install --disable-pip-version-check -r requirements-compiler.lock; \
+	$$pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/hedgerow up configs/demo.toml --dir runs/demo --fresh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+# Pins hold for CPython >= 3.11 on every platform; --upgrade takes the newest.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade \
+	--no-emit-index-url --no-emit-find-links --no-annotate --quiet --custom-compile-command "make lock"
+lock: $(STAMP)
+	$(COMPILE) --extra demo --extra test --extra dev -o requirements.lock
+	$(COMPILE) --extra compiler --constraints requirements.lock -o requirements-compiler.lock
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

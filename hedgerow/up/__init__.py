@@ -1,0 +1,1 @@
+"""`hedgerow up`: a whole fleet of real processes on one machine, watched, restarted and accounted for."""
