@@ -12,11 +12,10 @@ from aggregator.lineage import Lineage
 from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import Header, Partial
 from hedgerow.core.partial import (
+    Accumulator,
     Frame,
     Key,
     PartialAggregate,
-    add,
-    contribution,
     frame_for,
     from_wire,
     scalar_weights,
@@ -53,15 +52,15 @@ def _frame(partial: Partial, header: Header, lineage: Lineage) -> Frame:
 def _sum_updates(partial: Partial, lineage: Lineage) -> PartialAggregate:
     if [update.header for update in partial.updates] != partial.headers:
         raise PeerError("inconsistent", "headers do not match the updates")
-    parts = []
+    sums = Accumulator()
     for update in partial.updates:
         plan = lineage.plans().get(update.plan_id)
         if plan is None or lineage.descriptor(update.base_version).plan_id != update.plan_id:
             raise PeerError("unknown-plan", f"update of plan {update.plan_id}")
         frame = _frame(partial, update.header, lineage)
         base = lineage.rules(update.base_version)
-        parts.append(contribution(update.header, decode_delta(update, plan), plan, base, frame))
-    return add(*parts)
+        sums.add(update.header, decode_delta(update, plan), plan, base, frame)
+    return sums.result()
 
 
 def _check_scalars(partial: Partial, sums: PartialAggregate, lineage: Lineage) -> None:

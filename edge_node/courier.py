@@ -13,7 +13,15 @@ from hedgerow.core import names
 from hedgerow.core.chunks import chunk_update
 from hedgerow.core.codec import decode
 from hedgerow.core.effects import Follow, Send, SetTimer, Unfollow
-from hedgerow.core.messages import GatewayState, Offer, Receipts, Update, UpdateId
+from hedgerow.core.messages import (
+    BodiesWanted,
+    ChunksWanted,
+    GatewayState,
+    Offer,
+    Receipts,
+    Update,
+    UpdateId,
+)
 from hedgerow.core.outlet import Outlet
 
 RESEND_TIMER = "resend"
@@ -90,6 +98,14 @@ class Courier:
         self.outbox.put(row.seq, row.body)
         self._outlet.record("update_issued", seq=row.seq, bytes=len(row.body))
         self.send_body(self.outbox.id_of(row.seq))
+
+    def send_wanted(self, wanted: BodiesWanted | ChunksWanted) -> None:
+        """Send what a gateway asked for, as far as it is held."""
+        if isinstance(wanted, ChunksWanted):
+            self.send_body(wanted.id, set(wanted.missing))
+            return
+        for update_id in wanted.ids:
+            self.send_body(update_id)
 
     def send_body(self, update_id: UpdateId, only: set[int] | None = None) -> None:
         """Send a held update's chunks, or only those numbered in `only`."""

@@ -38,6 +38,11 @@ class OutboxState:
         """Whether another update would pass the bound."""
         return len(self._held) >= self.max_updates
 
+    @property
+    def stuck(self) -> bool:
+        """Whether it is full of updates that must stay because they were offered."""
+        return self.full and all(held.offered for held in self._held.values())
+
     def id_of(self, seq: int) -> UpdateId:
         """Return the update's id."""
         return UpdateId(self.node, self.epoch, seq)
@@ -77,10 +82,10 @@ class OutboxState:
             return None
         return self._close(receipt.id.seq, outcome, receipt.reason)
 
-    def expire_oldest(self) -> CloseUpdate | None:
-        """End the oldest update that was never offered; None when every one has been."""
+    def expire_for_room(self) -> CloseUpdate | None:
+        """Where it is full, end the oldest update that was never offered; None when there was none."""
         for seq, held in self._held.items():
-            if not held.offered:
+            if self.full and not held.offered:
                 return self._close(seq, "expired", "outbox-full")
         return None
 

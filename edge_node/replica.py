@@ -53,12 +53,15 @@ class Replica:
         return sorted(lacking)
 
     def offer(self, descriptor: Descriptor) -> bool:
-        """Take a descriptor; True when the version it names was adopted or renewed at once.
+        """Take a descriptor; True when the version it names was adopted at once and is a newer one.
 
-        Older versions are ignored. Raises PeerError when it does not describe this node's model.
+        Older versions are ignored; the same version anew replaces the descriptor. Raises PeerError when it
+        does not describe this node's model.
         """
         if descriptor.model != self.model:
-            raise PeerError("wrong-model", f"descriptor of {descriptor.model}, this is {self.model}")
+            raise PeerError(
+                "wrong-model", f"descriptor of {descriptor.model}, this is {self.model}"
+            )
         newest = max(self.version, -1 if self._wanted is None else self._wanted.version)
         if descriptor.version < newest:
             return False
@@ -77,7 +80,9 @@ class Replica:
         try:
             pieces.put(part.index, part.count, part.body)
             if pieces.held_bytes > self._largest_bytes:
-                raise PeerError("too-large", f"unit {part.digest} is longer than any of the model's")
+                raise PeerError(
+                    "too-large", f"unit {part.digest} is longer than any of the model's"
+                )
             if pieces.missing:
                 return False
             body = pieces.join()
@@ -109,6 +114,7 @@ class Replica:
         if self._wanted is None or self.missing:
             return False
         descriptor = self._wanted
+        newer = descriptor.version > self.version
         units = {
             name: self._fetched.get(unit.digest) or self._units[name]
             for name, unit in descriptor.units.items()
@@ -123,4 +129,4 @@ class Replica:
         self.plan = Plan.of(self.manifest, descriptor.plan)
         arrays = {name: np.frombuffer(body, "<f4") for name, body in units.items()}
         self.params = self.manifest.join(arrays)
-        return True
+        return newer

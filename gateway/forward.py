@@ -7,9 +7,18 @@ from gateway.held import HeldUpdates
 from gateway.relay import Relay
 from hedgerow.core import names
 from hedgerow.core.effects import Send
-from hedgerow.core.messages import Partial, PartialReply, Receipt, Receipts, Rules, Update, UpdateId
+from hedgerow.core.messages import (
+    BucketSums,
+    Partial,
+    PartialReply,
+    Receipt,
+    Receipts,
+    Rules,
+    Update,
+    UpdateId,
+)
 from hedgerow.core.outlet import Outlet
-from hedgerow.core.partial import PartialAggregate, add, contribution, frame_for, to_wire
+from hedgerow.core.partial import Accumulator, PartialAggregate, frame_for, to_wire
 from hedgerow.core.quantize import decode_delta
 
 MAX_BUCKETS = 8
@@ -40,19 +49,26 @@ def group_for_partials(updates: Iterable[Update], newest: Rules) -> list[list[Up
 def sum_updates(updates: Iterable[Update], relay: Relay) -> PartialAggregate:
     """Return the partial aggregate of checked updates, in the frame of the newest version known here."""
     assert relay.newest is not None
-    parts = []
+    sums = Accumulator()
     for update in updates:
         plan, base = relay.plan(update.plan_id), relay.rules(update.base_version)
         frame = frame_for(base, update.base_version, relay.newest.rules, relay.version)
-        parts.append(contribution(update.header, decode_delta(update, plan), plan, base, frame))
-    return add(*parts)
+        sums.add(update.header, decode_delta(update, plan), plan, base, frame)
+    return sums.result()
 
 
 class Forwarder:
     """Posts partial aggregates and follows each update in them to its end."""
 
     def __init__(
-        self, held: HeldUpdates, relay: Relay, outlet: Outlet, *, gateway: str, model: str, boot: int
+        self,
+        held: HeldUpdates,
+        relay: Relay,
+        outlet: Outlet,
+        *,
+        gateway: str,
+        model: str,
+        boot: int,
     ) -> None:
         self._held = held
         self._relay = relay
@@ -62,39 +78,59 @@ class Forwarder:
         self._boot = boot
         self._count = 0
         self._posts: dict[str, list[UpdateId]] = {}
+        self._doubted: set[UpdateId] = set()
 
     def flush(self) -> None:
-        """Post everything pending."""
+        """Post everything pending.
+
+        Updates too old to be summed here go up as they are: only the ledger knows whether one of them was
+        applied before, so it is for the aggregator to call them settled or stale.
+        """
         newest = self._relay.newest
         if newest is None:
             return
-        for group in group_for_partials(self._held.pending(), newest.rules):
-            partial = self._build(group)
-            ids = [update.id for update in group]
-            self._posts[partial.id] = ids
-            self._held.move(ids, "posted")
-            self._outlet.record("partial_posted", kind="sums" if partial.sums else "updates")
-            self._outlet.do(Send(names.AGGREGATOR, partial))
+        pending = self._held.pending()
+        fresh = [update for update in pending if self._relay.knows(update.base_version)]
+        late = [update for update in pending if not self._relay.knows(update.base_version)]
+        for group in group_for_partials(fresh, newest.rules):
+            self._post(group, self._sums(group))
+        for start in range(0, len(late), newest.rules.count_max):
+            self._post(late[start : start + newest.rules.count_max], [])
 
-    def _build(self, group: list[Update]) -> Partial:
+    def _post(self, group: list[Update], sums: list[BucketSums]) -> None:
+        """Post one group as `sums`, or as the updates themselves where there are none."""
         self._count += 1
-        buckets = {(u.plan_id, u.base_version) for u in group}
-        if self._relay.newest is not None and self._relay.newest.rules.staleness.decays_at_gateway:
-            buckets = {(u.plan_id, 0) for u in group}
-        as_updates = sum(len(u.payload) + _UPDATE_OVERHEAD_BYTES for u in group)
-        as_sums = sum(
-            4 * self._relay.plan(plan_id).size + _BUCKET_OVERHEAD_BYTES for plan_id, _ in buckets
-        )
-        plain = as_updates <= as_sums
-        return Partial(
+        partial = Partial(
             id=f"{self._gateway}-{self._boot:x}-{self._count}",
             gateway=self._gateway,
             model=self._model,
             at_version=self._relay.version,
             headers=[update.header for update in group],
-            sums=[] if plain else to_wire(sum_updates(group, self._relay)),
-            updates=group if plain else [],
+            sums=sums,
+            updates=[] if sums else group,
         )
+        ids = [update.id for update in group]
+        self._posts[partial.id] = ids
+        self._held.move(ids, "posted")
+        self._outlet.record("partial_posted", kind="sums" if sums else "updates")
+        self._outlet.do(Send(names.AGGREGATOR, partial))
+
+    def _sums(self, group: list[Update]) -> list[BucketSums]:
+        """Return the group's sums, or none where the updates themselves cost fewer bytes or do not fit."""
+        assert self._relay.newest is not None
+        decays = self._relay.newest.rules.staleness.decays_at_gateway
+        buckets = {(u.plan_id, 0 if decays else u.base_version) for u in group}
+        as_updates = sum(len(u.payload) + _UPDATE_OVERHEAD_BYTES for u in group)
+        as_sums = sum(
+            4 * self._relay.plan(plan_id).size + _BUCKET_OVERHEAD_BYTES for plan_id, _ in buckets
+        )
+        if as_updates <= as_sums:
+            return []
+        try:
+            return to_wire(sum_updates(group, self._relay))
+        except OverflowError:
+            # The scale was fixed by rules with a lower count_max or cap than the newest ones.
+            return []
 
     def take_reply(self, reply: PartialReply) -> None:
         """Take the aggregator's answer to a partial of ours; a repeated answer changes nothing."""
@@ -121,6 +157,18 @@ class Forwarder:
     def post_again(self) -> None:
         """A new aggregator term: whatever is not settled is posted again; known ids do no harm."""
         self._held.move(self._held.in_stage("accepted"), "pending")
+
+    def doubt(self) -> None:
+        """Post again what was accepted long ago: a receipt may be lost, or have gone to another gateway.
+
+        Called at intervals well above a merge's; two calls in a row must find an update still unsettled.
+        """
+        accepted = set(self._held.in_stage("accepted"))
+        again = [update_id for update_id in accepted if update_id in self._doubted]
+        self._doubted = accepted.difference(again)
+        if again:
+            self._outlet.record("posted_again", len(again), reason="no-receipt")
+            self._held.move(sorted(again), "pending")
 
     def take_receipts(self, receipts: list[Receipt]) -> None:
         """Take final receipts and pass each on to its node."""

@@ -23,8 +23,10 @@ from hedgerow.core.quantize import decode_delta, norm
 _NORM_TOLERANCE = 1.001
 _MAX_INCOMING = 1024
 _STALL_US = 5_000_000
+_GIVE_UP_US = 60_000_000
+_MAX_MISSING = 1024
 _FINAL: frozenset[Reason] = frozenset(
-    {"wrong-model", "unknown-plan", "shape", "not-finite", "norm", "stale", "malformed"}
+    {"wrong-model", "unknown-plan", "shape", "not-finite", "norm", "malformed"}
 )
 """Reasons that another try cannot mend. The others leave the update in the node's outbox."""
 
@@ -59,8 +61,7 @@ class Intake:
             return None
         if not self._held.room_for(chunk.total_bytes):
             if chunk.index == 0:
-                self._outlet.record("update_refused", reason="busy", node=chunk.id.node)
-                self._tell(Receipt(chunk.id, "busy", "buffer-full"))
+                self._busy(chunk.id)
             return None
         body = self._incoming.put(chunk, now_us)
         return None if body is None else self._admit(chunk.id, body)
@@ -75,7 +76,7 @@ class Intake:
             if known is not None:
                 receipts.append(known)
             elif update_id in stalled:
-                self._outlet.do(Send(peer, ChunksWanted(id=update_id, missing=stalled[update_id])))
+                self._want_chunks(update_id, stalled[update_id])
             else:
                 wanted.append(update_id)
         if receipts:
@@ -84,10 +85,16 @@ class Intake:
             self._outlet.do(Send(peer, BodiesWanted(ids=wanted)))
 
     def chase(self, now_us: int) -> None:
-        """Ask for the missing chunks of updates that have been quiet for a while."""
+        """Ask for the missing chunks of updates that have been quiet for a while, but not for ever."""
+        for update_id in self._incoming.stalled(now_us - _GIVE_UP_US):
+            self._incoming.forget(update_id)
+            self._outlet.record("incoming_dropped", reason="silent", node=update_id.node)
         for update_id, missing in self._incoming.stalled(now_us - _STALL_US).items():
-            peer = names.node_peer(update_id.node)
-            self._outlet.do(Send(peer, ChunksWanted(id=update_id, missing=missing)))
+            self._want_chunks(update_id, missing)
+
+    def _want_chunks(self, update_id: UpdateId, missing: list[int]) -> None:
+        wanted = ChunksWanted(id=update_id, missing=missing[:_MAX_MISSING])
+        self._outlet.do(Send(names.node_peer(update_id.node), wanted))
 
     def _check_source(self, peer: str, update_id: UpdateId) -> None:
         if peer != names.node_peer(update_id.node):
@@ -99,8 +106,8 @@ class Intake:
         newest = self._relay.newest
         if newest is None or base_version > newest.version:
             raise PeerError("future-version", f"base version {base_version} is not known here yet")
-        if newest.version - base_version > newest.rules.staleness.tau_max:
-            raise PeerError("stale", f"base version {base_version}, now {newest.version}")
+        if self._relay.is_stale(base_version):
+            return  # it may have been applied long ago: the aggregator tells
         if self._relay.descriptor(base_version).plan_id != plan_id:
             raise PeerError("unknown-plan", f"version {base_version} has another plan")
 
@@ -111,6 +118,7 @@ class Intake:
             self._refuse(update_id, error)
             return None
         if not self._held.admit(update):
+            self._busy(update_id)
             return None
         self._outlet.record("update_admitted", node=update_id.node, bytes=len(body))
         self._tell(Receipt(update_id, "admitted"))
@@ -121,6 +129,8 @@ class Intake:
         if not isinstance(update, Update) or update.id != update_id:
             raise PeerError("malformed", "the chunks do not hold the update they announced")
         self._check_version(update.model, update.base_version, update.plan_id)
+        if self._relay.is_stale(update.base_version):
+            return update
         delta = decode_delta(update, self._relay.plan(update.plan_id))
         limit = self._relay.rules(update.base_version).clip_norm * _NORM_TOLERANCE
         if norm(delta) > limit:
@@ -131,13 +141,16 @@ class Intake:
         """Refuse an update: for ever where no other try can help, else only for now."""
         final = error.reason in _FINAL
         event = "update_rejected" if final else "update_refused"
-        fields = {"reason": error.reason, "detail": error.detail, "node": update_id.node}
-        self._outlet.record(event, **fields)
+        self._outlet.record(event, reason=error.reason, detail=error.detail, node=update_id.node)
         receipt = Receipt(update_id, "rejected" if final else "busy", error.reason)
         if final:
             self._held.close(receipt)
             self._incoming.forget(update_id)
         self._tell(receipt)
+
+    def _busy(self, update_id: UpdateId) -> None:
+        self._outlet.record("update_refused", reason="busy", node=update_id.node)
+        self._tell(Receipt(update_id, "busy", "buffer-full"))
 
     def _tell(self, receipt: Receipt) -> None:
         peer = names.node_peer(receipt.id.node)

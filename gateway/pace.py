@@ -7,6 +7,7 @@ version that waits in a gateway makes every other update older (ALGORITHMS secti
 from collections import deque
 
 _SAMPLES = 64
+_MAX_NODES = 8192
 _FIRST_US = 1_000_000
 _LEAST_US = 50_000
 _MOST_US = 10_000_000
@@ -22,9 +23,11 @@ class Pace:
 
     def saw_update(self, node: str, now_us: int) -> None:
         """A node's update arrived."""
-        last_us = self._last_us.get(node)
+        last_us = self._last_us.pop(node, None)
         if last_us is not None:
             self._intervals_us.append(now_us - last_us)
+        elif len(self._last_us) >= _MAX_NODES:
+            del self._last_us[next(iter(self._last_us))]
         self._last_us[node] = now_us
 
     def flush_after_us(self, deadline_us: int) -> int:

@@ -7,17 +7,17 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gateway.flushing import FLUSH_TIMER, Flushing
 from gateway.forward import Forwarder
 from gateway.held import HeldUpdates
 from gateway.intake import Intake
-from gateway.leases import Leases
-from gateway.pace import Pace
 from gateway.relay import Relay
+from gateway.roster import LEASE_TIMER, Roster
+from gateway.uplink import SUBSCRIBE_TIMER, Uplink
 from hedgerow.core import names
 from hedgerow.core.config import GatewayConfig
 from hedgerow.core.effects import (
     Announce,
-    CancelTimer,
     Effect,
     Follow,
     JobResult,
@@ -40,15 +40,12 @@ from hedgerow.core.messages import (
     Partial,
     PartialReply,
     Receipts,
-    Subscribe,
 )
 from hedgerow.core.outlet import Outlet
 
-_SECOND_US = 1_000_000
-_REPORT_US = 2 * _SECOND_US
-_BACKOFF_FIRST_US = _SECOND_US // 2
-_BACKOFF_MOST_US = 30 * _SECOND_US
-_MAX_NODES = 8192
+_REPORT_US = 2_000_000
+_DOUBT_US = 60_000_000
+_REPORT_TIMER, _DOUBT_TIMER = "report", "doubt"
 
 
 class GatewayProtocol:
@@ -67,74 +64,92 @@ class GatewayProtocol:
     ) -> None:
         self.gateway = gateway
         self.boot = boot
-        self.outlet = Outlet()
-        self.held = HeldUpdates(config.held_updates, config.held_bytes)
-        self.relay = Relay(gateway, model, chunk_bytes, self.outlet)
-        self.leases = Leases()
-        self._config = config
-        self._model = model
-        self._random = rng
         self._meter = meter
+        self._outlet = Outlet()
+        self._held = HeldUpdates(config.held_updates, config.held_bytes)
+        self._relay = Relay(gateway, model, chunk_bytes, self._outlet)
+        self._roster = Roster(gateway, self._outlet)
+        self._uplink = Uplink(gateway, self._outlet, rng)
         self._intake = Intake(
-            self.held, self.relay, self.outlet, model=model, max_held_bytes=config.held_bytes
+            self._held, self._relay, self._outlet, model=model, max_held_bytes=config.held_bytes
         )
         self._forward = Forwarder(
-            self.held, self.relay, self.outlet, gateway=gateway, model=model, boot=boot
+            self._held, self._relay, self._outlet, gateway=gateway, model=model, boot=boot
         )
-        self._pace = Pace(round(config.flush_s * _SECOND_US))
-        self._nodes: dict[str, NodeState] = {}
-        self._unreported: set[str] = set()
-        self._uplink = False
-        self._failures = 0
-        self._flush_set = False
-        self._holding_off = False
+        self._flushing = Flushing(
+            config, self._held, self._roster.leases, self._forward, self._outlet
+        )
         self._announced_nodes = 0
 
     @property
     def ready(self) -> bool:
         """Whether nodes can be served: a version is known and the aggregator is reachable."""
-        return self._uplink and self.relay.served_version >= 0
+        return self._uplink.up and self._relay.served_version >= 0
 
     def start(self, now_us: int) -> None:
         """Listen to the nodes and subscribe to versions."""
-        self.outlet.do(Follow(names.node_state_channel("+")))
+        self._outlet.do(Follow(names.node_state_channel("+")))
         self._announce()
-        self._subscribe()
-        self.outlet.do(SetTimer("report", _REPORT_US))
+        self._uplink.subscribe(self._relay.version)
+        self._outlet.do(SetTimer(_REPORT_TIMER, _REPORT_US))
+        self._outlet.do(SetTimer(_DOUBT_TIMER, _DOUBT_US))
 
     def receive(self, peer: str, message: Any, now_us: int) -> None:
         """Take a message or a change of a link; raises PeerError for what that peer must not send."""
         if peer == names.AGGREGATOR:
             self._from_aggregator(message)
         elif peer == names.BROKER:
-            self._unreported |= self._nodes.keys()
+            self._roster.report_all()
         else:
             self._from_node(peer, message, now_us)
         self._plan_flush()
 
+    def timer_fired(self, name: str, now_us: int) -> None:
+        """Flush, report, subscribe again, end leases that have run out, or doubt old answers."""
+        if name == FLUSH_TIMER:
+            self._flushing.timer_fired(uplink=self._uplink.up)
+        elif name == _REPORT_TIMER:
+            self._report()
+            self._intake.chase(now_us)
+            self._outlet.do(SetTimer(_REPORT_TIMER, _REPORT_US))
+        elif name == SUBSCRIBE_TIMER:
+            self._uplink.subscribe(self._relay.version)
+        elif name == LEASE_TIMER:
+            self._roster.end_leases(now_us)
+        elif name == _DOUBT_TIMER:
+            self._forward.doubt()
+            self._outlet.do(SetTimer(_DOUBT_TIMER, max(_DOUBT_US, 2 * self._deadline_us)))
+        self._plan_flush()
+
+    def job_done(self, result: JobResult, now_us: int) -> None:
+        """Raise RuntimeError: a gateway starts no jobs."""
+        raise RuntimeError(f"a gateway starts no jobs, got {result}")
+
+    def effects(self) -> list[Effect]:
+        """Return what must be done now, in order, and forget it."""
+        return self._outlet.drain()
+
     def _from_aggregator(self, message: Any) -> None:
         match message:
             case LinkUp():
-                self._uplink = True
-                self._failures = 0
-                self._unreported |= self._nodes.keys()
-                self.relay.fetch()
+                self._uplink.came_up()
+                self._roster.report_all()
+                self._relay.fetch()
                 self._announce()
             case LinkDown():
-                self._uplink = False
+                self._uplink.went_down()
                 self._announce()
-                self.outlet.do(SetTimer("subscribe", self._backoff_us()))
             case Descriptor():
-                restarted = message.term > self.relay.term
-                self.relay.take(message)
+                restarted = message.term > self._relay.term
+                self._relay.take(message)
                 if restarted:
                     self._forward.post_again()
             case BlobPart():
-                self.relay.put(message)
+                self._relay.put(message)
             case Receipts():
                 self._forward.take_receipts(message.receipts)
             case PartialReply():
-                self._failures = 0
+                self._uplink.answered()
                 self._forward.take_reply(message)
             case Undelivered(lost, detail, retry_after_us):
                 self._undelivered(lost, detail, retry_after_us)
@@ -146,124 +161,53 @@ class GatewayProtocol:
             case Chunk():
                 update = self._intake.take_chunk(peer, message, now_us)
                 if update is not None:
-                    self.leases.end(update.id.node)
-                    self._pace.saw_update(update.id.node, now_us)
+                    self._roster.leases.end(update.id.node)
+                    self._flushing.pace.saw_update(update.id.node, now_us)
             case Offer():
                 self._intake.take_offer(peer, message)
             case BlobsWanted():
-                self.relay.serve_again(message.digests)
+                self._relay.serve_again(message.digests)
             case NodeState():
-                self._take_node(peer, message, now_us)
+                self._roster.take(peer, message, now_us)
             case _:
                 raise PeerError("malformed", f"{type(message).__name__} from {peer}")
 
-    def timer_fired(self, name: str, now_us: int) -> None:
-        """Flush, report, subscribe again, or end leases that have run out."""
-        match name:
-            case "flush":
-                self._flush_set = self._holding_off = False
-                self._forward.flush()
-            case "report":
-                self._report()
-                self._intake.chase(now_us)
-                self.outlet.do(SetTimer("report", _REPORT_US))
-            case "subscribe":
-                self._subscribe()
-            case "lease":
-                late = self.leases.expire(now_us)
-                if late:
-                    self.outlet.record("lease_expired", len(late), reason="silent")
-                self._set_lease_timer(now_us)
-        self._plan_flush()
-
-    def job_done(self, result: JobResult, now_us: int) -> None:
-        """Raise RuntimeError: a gateway starts no jobs."""
-        raise RuntimeError(f"a gateway starts no jobs, got {result}")
-
-    def effects(self) -> list[Effect]:
-        """Return what must be done now, in order, and forget it."""
-        return self.outlet.drain()
+    @property
+    def _deadline_us(self) -> int:
+        newest = self._relay.newest
+        return 0 if newest is None else newest.deadline_us
 
     def _plan_flush(self) -> None:
-        """Flush now when enough is pending or nobody else is expected, else at the timer."""
-        pending = self.held.pending_count()
-        if pending == 0 or not self._uplink or self._holding_off:
-            return
-        if pending >= self._config.flush_count or len(self.leases) == 0:
-            if self._flush_set:
-                self._flush_set = False
-                self.outlet.do(CancelTimer("flush"))
-            self._forward.flush()
-        elif not self._flush_set:
-            self._flush_set = True
-            newest = self.relay.newest
-            deadline_us = newest.deadline_us if newest is not None else 0
-            self.outlet.do(SetTimer("flush", self._pace.flush_after_us(deadline_us)))
+        self._flushing.consider(uplink=self._uplink.up, deadline_us=self._deadline_us)
 
     def _undelivered(self, lost: Any, detail: str, retry_after_us: int) -> None:
-        self.outlet.record("undelivered", reason=type(lost).__name__, detail=detail)
+        self._outlet.record("undelivered", reason=type(lost).__name__, detail=detail)
         if isinstance(lost, Partial):
             self._forward.undelivered(lost)
-            wait_us = max(retry_after_us, self._backoff_us())
-            self._flush_set = self._holding_off = True
-            self.outlet.do(SetTimer("flush", wait_us))
+            self._flushing.hold_off(max(retry_after_us, self._uplink.backoff_us()))
         elif isinstance(lost, BlobsWanted):
-            self.outlet.do(SetTimer("subscribe", max(retry_after_us, self._backoff_us())))
-
-    def _backoff_us(self) -> int:
-        """Full jitter: uniform up to a bound that doubles with each failure in a row."""
-        bound = min(_BACKOFF_FIRST_US << min(self._failures, 10), _BACKOFF_MOST_US)
-        self._failures += 1
-        return self._random.randrange(bound // 10, bound)
-
-    def _subscribe(self) -> None:
-        after = max(self.relay.version, 0)
-        self.outlet.do(Send(names.AGGREGATOR, Subscribe(gateway=self.gateway, after=after)))
-
-    def _take_node(self, peer: str, state: NodeState, now_us: int) -> None:
-        if peer != names.node_peer(state.node):
-            raise PeerError("wrong-source", f"{peer} announced the state of {state.node}")
-        known = self._nodes.get(state.node)
-        # A last will may come late: it must not bury a node that has been born again.
-        if state.state == "lost" and known is not None and known.epoch != state.epoch:
-            return
-        if state.gateway != self.gateway and state.state != "lost":
-            self._nodes.pop(state.node, None)
-            self.leases.end(state.node)
-            return
-        if known is None and (state.state == "lost" or len(self._nodes) >= _MAX_NODES):
-            return
-        self._nodes[state.node] = state
-        self._unreported.add(state.node)
-        self.leases.take(state, now_us)
-        self._set_lease_timer(now_us)
-
-    def _set_lease_timer(self, now_us: int) -> None:
-        next_us = self.leases.next_us()
-        if next_us is not None:
-            self.outlet.do(SetTimer("lease", max(next_us - now_us, 0)))
+            self._uplink.subscribe_later(retry_after_us)
 
     def _report(self) -> None:
-        if self._uplink:
-            nodes = [self._nodes[name] for name in sorted(self._unreported & self._nodes.keys())]
-            self._unreported = set()
+        if self._uplink.up:
+            counters = {"held": len(self._held.buffer), "leases": len(self._roster.leases)}
             report = FleetReport(
                 gateway=self.gateway,
                 boot=self.boot,
-                nodes=nodes,
-                counters={**self._meter(), "held": len(self.held.buffer), "leases": len(self.leases)},
+                nodes=self._roster.take_report(),
+                counters={**self._meter(), **counters},
             )
-            self.outlet.do(Send(names.AGGREGATOR, report))
-        if len(self._nodes) != self._announced_nodes:
+            self._outlet.do(Send(names.AGGREGATOR, report))
+        if len(self._roster) != self._announced_nodes:
             self._announce()
 
     def _announce(self) -> None:
-        self._announced_nodes = len(self._nodes)
+        self._announced_nodes = len(self._roster)
         state = GatewayState(
             gateway=self.gateway,
             boot=self.boot,
             state="ready",
-            nodes=len(self._nodes),
-            uplink=self._uplink,
+            nodes=self._announced_nodes,
+            uplink=self._uplink.up,
         )
-        self.outlet.do(Announce(names.gateway_state_channel(self.gateway), state))
+        self._outlet.do(Announce(names.gateway_state_channel(self.gateway), state))

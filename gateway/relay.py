@@ -56,6 +56,15 @@ class Relay:
             raise PeerError("unknown-version", f"version {version} is not known here")
         return found
 
+    def knows(self, version: int) -> bool:
+        """Whether the rules published with a version are known here."""
+        return version in self._descriptors
+
+    def is_stale(self, version: int) -> bool:
+        """Whether an update of this version is older than the newest rules allow."""
+        newest = self.newest
+        return newest is not None and newest.version - version > newest.rules.staleness.tau_max
+
     def plan(self, plan_id: str) -> Plan:
         """Return a plan of some known version. Raises PeerError for any other."""
         found = self._plans.get(plan_id)
@@ -66,11 +75,14 @@ class Relay:
     def take(self, descriptor: Descriptor) -> None:
         """Take a version from the aggregator and fetch what it lacks. Raises PeerError for a bad one."""
         if descriptor.model != self._model:
-            raise PeerError("wrong-model", f"descriptor of {descriptor.model}, this is {self._model}")
+            raise PeerError(
+                "wrong-model", f"descriptor of {descriptor.model}, this is {self._model}"
+            )
         manifest = Manifest.of({name: unit.shape for name, unit in descriptor.units.items()})
-        plan = Plan.of(manifest, descriptor.plan)
-        if plan.plan_id != descriptor.plan_id:
+        unknown = set(descriptor.plan) - manifest.by_name.keys()
+        if unknown or Plan.of(manifest, descriptor.plan).plan_id != descriptor.plan_id:
             raise PeerError("unknown-plan", f"plan {descriptor.plan_id} does not match its units")
+        plan = Plan.of(manifest, descriptor.plan)
         self._plans[plan.plan_id] = plan
         self._descriptors[descriptor.version] = descriptor
         if descriptor.version < self.version:
@@ -78,6 +90,9 @@ class Relay:
         self.newest = descriptor
         oldest = descriptor.version - descriptor.rules.staleness.tau_max
         self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
+        # A version may be overtaken before it was complete: its units are of no use then.
+        useful = {unit.digest for d in (*self._served, descriptor) for unit in d.units.values()}
+        self._blobs = {name: body for name, body in self._blobs.items() if name in useful}
         self.fetch()
         self._serve_if_complete()
 
@@ -87,9 +102,7 @@ class Relay:
             return
         missing = sorted({u.digest for u in self.newest.units.values()} - self._blobs.keys())
         if missing:
-            self._outlet.do(
-                Send(names.AGGREGATOR, BlobsWanted(model=self._model, digests=missing))
-            )
+            self._outlet.do(Send(names.AGGREGATOR, BlobsWanted(model=self._model, digests=missing)))
 
     def put(self, part: BlobPart) -> None:
         """Take a unit from the aggregator, whole; its digest was checked by the transport."""

@@ -50,13 +50,15 @@ class Buffer(Generic[K, V]):
 
     def drain(self, key: K) -> V:
         """Take an item out because it has done its work. Raises KeyError when it is not held."""
+        value = self._take(key)
         self.drained += 1
-        return self._take(key)
+        return value
 
     def evict(self, key: K) -> V:
         """Take an item out because there is no room or time for it. Raises KeyError when it is not held."""
+        value = self._take(key)
         self.evicted += 1
-        return self._take(key)
+        return value
 
     def _take(self, key: K) -> V:
         value, size_bytes = self._items.pop(key)

@@ -11,6 +11,11 @@ from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import BlobPart, Chunk, Update, UpdateId
 from hedgerow.core.units import digest
 
+PIECE_OVERHEAD_BYTES = 128
+"""What a piece costs besides its body: many small pieces are bounded like a few large ones."""
+
+_MAX_WANTED = 8192
+
 
 def cut(data: bytes, piece_bytes: int) -> list[bytes]:
     """Cut into pieces of at most `piece_bytes`; no data is one empty piece."""
@@ -59,7 +64,9 @@ class Pieces:
     def put(self, index: int, count: int, body: bytes) -> None:
         """Keep a piece; a repeat changes nothing. Raises PeerError where it contradicts the others."""
         if count != self.count or index >= count:
-            raise PeerError("inconsistent", f"piece {index} of {count}, expected one of {self.count}")
+            raise PeerError(
+                "inconsistent", f"piece {index} of {count}, expected one of {self.count}"
+            )
         if index not in self.parts:
             self.parts[index] = body
             self.held_bytes += len(body)
@@ -83,21 +90,22 @@ class _Incoming:
 
 
 class Reassembler:
-    """Puts updates together from chunks, within bounds of bytes and number of updates under way."""
+    """Puts updates together from chunks, within bounds of bytes and number of updates under way.
+
+    `held_bytes` counts the pieces held now with `PIECE_OVERHEAD_BYTES` for each and never passes
+    `max_held_bytes`: the updates that have been quiet longest make room, and `dropped` counts them.
+    """
 
     def __init__(self, max_update_bytes: int, max_held_bytes: int, max_updates: int) -> None:
         self.max_update_bytes = max_update_bytes
         self.max_held_bytes = max_held_bytes
         self.max_updates = max_updates
+        self.held_bytes = 0
+        self.dropped = 0
         self._incoming: dict[UpdateId, _Incoming] = {}
 
     def __len__(self) -> int:
         return len(self._incoming)
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the pieces held now."""
-        return sum(entry.pieces.held_bytes for entry in self._incoming.values())
 
     def put(self, chunk: Chunk, now_us: int) -> bytes | None:
         """Take a chunk; return the whole update when it was the last one missing.
@@ -108,12 +116,9 @@ class Reassembler:
         if zlib.crc32(chunk.body) != chunk.crc32:
             raise PeerError("checksum", f"chunk {chunk.index} of {chunk.id} is damaged")
         entry = self._entry(chunk, now_us)
+        entry.touched_us = now_us
         try:
-            if chunk.total_bytes != entry.total_bytes:
-                raise PeerError("inconsistent", "chunks disagree about the update's size")
-            entry.pieces.put(chunk.index, chunk.count, chunk.body)
-            entry.touched_us = now_us
-            entry.digest = chunk.digest or entry.digest
+            self._keep(chunk, entry)
             return self._finish(chunk.id, entry)
         except PeerError:
             self.forget(chunk.id)
@@ -124,16 +129,39 @@ class Reassembler:
         if entry is not None:
             return entry
         if chunk.total_bytes > self.max_update_bytes or chunk.count > max(1, chunk.total_bytes):
-            raise PeerError("too-large", f"update of {chunk.total_bytes} bytes in {chunk.count} chunks")
-        if len(self._incoming) >= self.max_updates or self.held_bytes > self.max_held_bytes:
-            self.forget(min(self._incoming, key=lambda key: self._incoming[key].touched_us))
+            raise PeerError(
+                "too-large", f"update of {chunk.total_bytes} bytes in {chunk.count} chunks"
+            )
+        if len(self._incoming) >= self.max_updates:
+            self._drop_quietest(chunk.id)
         entry = _Incoming(Pieces(chunk.count), chunk.total_bytes, now_us)
         self._incoming[chunk.id] = entry
         return entry
 
-    def _finish(self, update_id: UpdateId, entry: _Incoming) -> bytes | None:
-        if entry.pieces.held_bytes > entry.total_bytes:
+    def _keep(self, chunk: Chunk, entry: _Incoming) -> None:
+        announced = (entry.total_bytes, entry.pieces.count)
+        if (chunk.total_bytes, chunk.count) != announced or chunk.index >= chunk.count:
+            raise PeerError("inconsistent", "chunks disagree about the update's size")
+        entry.digest = chunk.digest or entry.digest
+        if chunk.index in entry.pieces.parts:
+            return
+        if entry.pieces.held_bytes + len(chunk.body) > entry.total_bytes:
             raise PeerError("inconsistent", "chunks are longer than the update")
+        size_bytes = len(chunk.body) + PIECE_OVERHEAD_BYTES
+        while self.held_bytes + size_bytes > self.max_held_bytes:
+            self._drop_quietest(chunk.id)
+        entry.pieces.put(chunk.index, chunk.count, chunk.body)
+        self.held_bytes += size_bytes
+
+    def _drop_quietest(self, keep: UpdateId) -> None:
+        """Forget the update that has been quiet longest; raises PeerError when there is none but `keep`."""
+        others = self._incoming.keys() - {keep}
+        if not others:
+            raise PeerError("too-large", "the pieces of this update alone pass the bound")
+        self.forget(min(others, key=lambda key: (self._incoming[key].touched_us, key)))
+        self.dropped += 1
+
+    def _finish(self, update_id: UpdateId, entry: _Incoming) -> bytes | None:
         if len(entry.pieces.parts) < entry.pieces.count:
             return None
         whole = entry.pieces.join()
@@ -144,12 +172,18 @@ class Reassembler:
 
     def forget(self, update_id: UpdateId) -> None:
         """Drop what has arrived of an update, if anything."""
-        self._incoming.pop(update_id, None)
+        entry = self._incoming.pop(update_id, None)
+        if entry is not None:
+            pieces = entry.pieces
+            self.held_bytes -= pieces.held_bytes + PIECE_OVERHEAD_BYTES * len(pieces.parts)
 
     def stalled(self, before_us: int) -> dict[UpdateId, list[int]]:
-        """Return the missing pieces of every update that has been quiet since `before_us`."""
+        """Return what every update lacks that has been quiet since `before_us`.
+
+        Of each update the first 8192 missing pieces are named: as many as one message can ask for.
+        """
         return {
-            update_id: entry.pieces.missing
+            update_id: entry.pieces.missing[:_MAX_WANTED]
             for update_id, entry in self._incoming.items()
             if entry.touched_us < before_us
         }

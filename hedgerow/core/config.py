@@ -6,7 +6,6 @@ with the dotted path, the value and what would be right. Times are seconds (`_s`
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 Identifier = Annotated[str, Meta(pattern=r"\A[a-z0-9-]{1,32}\Z")]

@@ -1,7 +1,7 @@
 """The aggregator's step: fold buffered partial aggregates into the parameters.
 
     num_k  = sum_r s(V - r) P[r]_k        den_k = sum_r s(V - r) A[r]_k      mean_k = num_k / den_k
-    damp_k = sum_r s(V - r) D[r]_k / sum_r A0[r]_k        in (0, 1]
+    damp_k = sum_r s(V - r) D[r]_k / sum_r A0[r]_k        in (0, 1], else no step
     params_k(V + 1) = params_k(V) + eta damp_k mean_k
 
 over the buckets whose plan covers unit k, r being a bucket's reference version (ALGORITHMS sections 3
@@ -23,7 +23,10 @@ from hedgerow.core.units import Manifest, Vector
 
 @dataclass(frozen=True, slots=True)
 class MergeContext:
-    """What a merge needs besides its input: version V, the law at V, plans and rules by version."""
+    """What a merge needs besides its input: version V, the law at V, plans and rules by version.
+
+    `rules` is asked for reference versions of positive weight only: those beyond tau_max may be forgotten.
+    """
 
     manifest: Manifest
     version: int
@@ -47,7 +50,8 @@ def merge(
 ) -> tuple[Vector, dict[str, UnitStatistics]]:
     """Return the parameters of version V + 1, shape (P,), and each covered unit's statistics.
 
-    Units that no update covers do not change. The result depends on the set of updates only, not on their
+    Units that no update covers do not change, nor those whose updates all weigh less than the fixed point
+    shows. The result depends on the set of updates only, not on their
     order or grouping.
     """
     out = params.copy()
@@ -55,7 +59,9 @@ def merge(
     # Floating-point sums depend on their order, so buckets are taken in the order of their keys.
     buckets = sorted(part.items(), key=lambda item: item[0])
     for unit in context.manifest.units:
-        covering = [(key, sums) for key, sums in buckets if unit.name in context.plans[key[0]].slices]
+        covering = [
+            (key, sums) for key, sums in buckets if unit.name in context.plans[key[0]].slices
+        ]
         step = _unit_step(unit.name, covering, context)
         if step is None:
             continue
@@ -73,14 +79,15 @@ def _unit_step(
     for (plan_id, ref_version, gamma), sums in covering:
         plan = context.plans[plan_id]
         decay = context.law.weight(context.version - ref_version, gamma)
-        scale = fixed_point_scale(context.rules(ref_version))
-        numerator = numerator + sums.total[plan.slices[name]] * (decay / scale)
+        if decay > 0:
+            scale = fixed_point_scale(context.rules(ref_version))
+            numerator = numerator + sums.total[plan.slices[name]] * (decay / scale)
         denominator += decay * sums.weight / WEIGHT_ONE
         damping_sum += decay * sums.decayed / WEIGHT_ONE
         example_sum += sums.examples / WEIGHT_ONE
         norm_sum += decay * sums.norms[plan.names.index(name)] / WEIGHT_ONE
         square_sum += decay * decay * sums.squares / WEIGHT_ONE
-    if denominator <= 0:
+    if denominator <= 0 or damping_sum <= 0:
         return None
     mean = np.asarray(numerator) / denominator
     damping = damping_sum / example_sum

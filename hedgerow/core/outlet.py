@@ -73,4 +73,3 @@ class Saves(Generic[R]):
         failed, self._failed = self._failed, []
         for rows in failed:
             self.save(*rows)
-

@@ -6,14 +6,16 @@ applied by the aggregator to all updates of one reference version at once (ALGOR
 
 * bucket mode: the reference version is the base version b, one bucket each.
 * exponential mode: gamma^(v_g - b) is applied by the gateway, v_g being the newest version it knows, and the
-  reference version is v_g: one bucket. gamma^(V - v_g) is left to the aggregator.
+  reference version is v_g: one bucket. gamma^(V - v_g) is left to the aggregator. Equal to one flat sum at V
+  within one quantum per update while V - b <= tau_max: an age cut in two passes the limit unseen.
 
 Sums are integers in fixed point, so addition is associative and commutative, and the empty aggregate is
 its identity. A sum cannot subtract: two aggregates that share an update must not be added.
 """
 
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,10 @@ WEIGHT_ONE = 1 << 20
 PSI_MAX = 2.0
 _PSI_MIN = 0.5
 _SUM_LIMIT = 1 << 30
+_COUNT_LIMIT = 1 << 62
+_BLOCK = 1 << 15
+"""Values handled at a time: what fits the cache of a small processor, with no large temporaries."""
+
 _KAPPA_BETA = {"none": 0.0, "kappa_diversity": 0.5, "kappa_inverse": -0.5}
 
 Key = tuple[str, int, float]
@@ -50,8 +56,12 @@ class Sums:
 
     def __add__(self, other: "Sums") -> "Sums":
         """Add two buckets of the same key."""
+        return replace(self.plus_scalars(other), total=self.total + other.total)
+
+    def plus_scalars(self, other: "Sums") -> "Sums":
+        """Add all but the vectors: the result has this bucket's `total`."""
         return Sums(
-            self.total + other.total,
+            self.total,
             self.weight + other.weight,
             self.decayed + other.decayed,
             self.examples + other.examples,
@@ -85,22 +95,33 @@ def variance_weight(kappa: float, rules: Rules) -> float:
     usable = np.isfinite(kappa) and kappa > 0 and rules.kappa_ref > 0
     if beta == 0 or not usable:
         return 1.0
+    # A peer chooses kappa: the ratio may underflow to 0, which has no negative power.
+    ratio = max(kappa / rules.kappa_ref, sys.float_info.min)
     # The sign follows ALGORITHMS section 3: beta = +1/2 gives diverse updates (small kappa) more weight.
-    return float(np.clip((kappa / rules.kappa_ref) ** -beta, _PSI_MIN, PSI_MAX))
+    return float(np.clip(ratio**-beta, _PSI_MIN, PSI_MAX))
+
+
+def _psi_bound(rules: Rules) -> float:
+    return 1.0 if rules.variance == "none" else PSI_MAX
 
 
 def fixed_point_scale(rules: Rules) -> int:
     """Return SC, the integer for 1.0 in `total`: `count_max` clipped updates stay within 2^30.
 
-    Raises ValueError when clip norm, example weights and count leave no precision.
+    Half a quantum of rounding per update comes on top. Raises ValueError when clip norm, example weights
+    and count leave no precision, or their scalar sums would not fit a message.
     """
-    psi_max = 1.0 if rules.variance == "none" else PSI_MAX
-    bound = rules.clip_norm * example_weight(rules.example_cap, rules) * psi_max * rules.count_max
-    scale = int(_SUM_LIMIT / bound)
+    weight = example_weight(rules.example_cap, rules) * _psi_bound(rules)
+    scale = int(_SUM_LIMIT / (rules.clip_norm * weight * rules.count_max))
     if scale < WEIGHT_ONE >> 10:
         raise ValueError(
             f"fixed point would have only {scale} steps per unit: lower training.clip_norm,"
-            " aggregation.example_cap or gateway.flush_count"
+            " aggregation.example_cap or aggregation.count_max"
+        )
+    if (weight**2 * WEIGHT_ONE + 1) * rules.count_max >= _COUNT_LIMIT:
+        raise ValueError(
+            f"the squares of weights up to {weight:g} would not fit a message: lower"
+            " aggregation.example_cap or aggregation.count_max"
         )
     return scale
 
@@ -140,30 +161,67 @@ class ScalarWeights:
 
 
 def scalar_weights(header: Header, base: Rules, frame: Frame) -> ScalarWeights:
-    """Return an update's factors; `base` are the rules published with its base version."""
-    example = example_weight(header.examples, base)
+    """Return an update's factors; `base` are the rules published with its base version.
+
+    Where the frame's rules come from another configuration than `base`, they bound the factors, because
+    they fix the scale of the sums.
+    """
+    rules = frame.rules
+    example = min(example_weight(header.examples, base), example_weight(rules.example_cap, rules))
     decay = frame.gamma ** (frame.ref_version - header.base_version)
-    psi = variance_weight(header.kappa, base)
+    psi = min(variance_weight(header.kappa, base), _psi_bound(rules))
     return ScalarWeights(example * psi * decay, example * decay, example)
+
+
+class Accumulator:
+    """Sums updates in place, so that a flush of many costs one vector per bucket."""
+
+    def __init__(self) -> None:
+        self._sums: PartialAggregate = {}
+
+    def add(self, header: Header, delta: Vector, plan: Plan, base: Rules, frame: Frame) -> None:
+        """Add one update.
+
+        `delta` has shape (p,); `base` are the rules published with the update's base version. A delta
+        longer than the clip norm is cut to it here once more, so no node can weigh more than the rules
+        allow.
+        """
+        key = (plan.plan_id, frame.ref_version, frame.gamma)
+        before = self._sums.get(key)
+        total = np.zeros(plan.size, np.int64) if before is None else before.total
+        clip = clip_factor(norm(delta), min(base.clip_norm, frame.rules.clip_norm))
+        scalars = scalar_weights(header, base, frame)
+        factor = scalars.weight * clip
+        scale = factor * fixed_point_scale(frame.rules)
+        squares = [_add_scaled(total, delta, where, scale) for where in plan.slices.values()]
+        norms = tuple(_fixed(factor * clip * square) for square in squares)
+        own = Sums(total, *scalars.fixed(), norms, count=1)
+        self._sums[key] = own if before is None else before.plus_scalars(own)
+
+    def result(self) -> PartialAggregate:
+        """Return the sums; the accumulator must not be used any more."""
+        return self._sums
+
+
+def _add_scaled(total: NDArray[np.int64], delta: Vector, where: slice, scale: float) -> float:
+    """Add the rounded multiple of one unit to `total` in place and return the unit's squared norm."""
+    square = 0.0
+    for start in range(where.start, where.stop, _BLOCK):
+        block = slice(start, min(start + _BLOCK, where.stop))
+        exact = delta[block].astype(np.float64)
+        square += float(np.dot(exact, exact))
+        exact *= scale
+        total[block] += np.rint(exact, out=exact).astype(np.int64)
+    return square
 
 
 def contribution(
     header: Header, delta: Vector, plan: Plan, base: Rules, frame: Frame
 ) -> PartialAggregate:
-    """Return the partial aggregate of one update.
-
-    `delta` has shape (p,); `base` are the rules published with the update's base version. A delta longer
-    than the clip norm is cut to it here once more, so no node can weigh more than the rules allow.
-    """
-    clip = clip_factor(norm(delta), min(base.clip_norm, frame.rules.clip_norm))
-    scalars = scalar_weights(header, base, frame)
-    factor = scalars.weight * clip
-    exact = delta.astype(np.float64)
-    total = np.rint(exact * (factor * fixed_point_scale(frame.rules))).astype(np.int64)
-    squares = [float(np.dot(exact[where], exact[where])) for where in plan.slices.values()]
-    norms = tuple(_fixed(factor * clip * square) for square in squares)
-    sums = Sums(total, *scalars.fixed(), norms, count=1)
-    return {(plan.plan_id, frame.ref_version, frame.gamma): sums}
+    """Return the partial aggregate of one update; see `Accumulator.add`."""
+    accumulator = Accumulator()
+    accumulator.add(header, delta, plan, base, frame)
+    return accumulator.result()
 
 
 def _fixed(value: float) -> int:
@@ -173,7 +231,8 @@ def _fixed(value: float) -> int:
 def to_wire(part: PartialAggregate) -> list[BucketSums]:
     """Return the buckets as a message carries them, in key order.
 
-    Raises OverflowError when a total leaves int32: the caller put in more than `count_max` updates.
+    Raises OverflowError when a total leaves int32: the caller put in more updates than the `count_max` of
+    the rules that the bucket's scale comes from.
     """
     out = []
     for (plan_id, ref_version, gamma), sums in sorted(part.items(), key=lambda item: item[0]):
@@ -193,7 +252,9 @@ def from_wire(buckets: Iterable[BucketSums], plans: dict[str, Plan]) -> PartialA
         if plan is None:
             raise PeerError("unknown-plan", f"bucket of plan {bucket.plan_id}")
         if len(bucket.total) != 4 * plan.size or len(bucket.norms) != len(plan.names):
-            raise PeerError("shape", f"bucket of {len(bucket.total)} bytes, plan has {plan.size} values")
+            raise PeerError(
+                "shape", f"bucket of {len(bucket.total)} bytes, plan has {plan.size} values"
+            )
         total = np.frombuffer(bucket.total, "<i4").astype(np.int64)
         scalars = (bucket.weight, bucket.decayed, bucket.examples, bucket.squares)
         key = (bucket.plan_id, bucket.ref_version, bucket.gamma)

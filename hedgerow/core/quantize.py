@@ -17,6 +17,8 @@ from hedgerow.core.plan import Plan
 from hedgerow.core.units import Vector
 
 _INT8_MAX = 127
+_quiet = np.errstate(over="ignore", invalid="ignore")
+"""What is not finite is refused in so many words, when it is decoded; numpy need not warn as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,12 @@ class Encoded:
     clipped: bool
 
 
+@_quiet
 def encode_delta(delta: Vector, plan: Plan, encoding: str, clip_norm: float) -> Encoded:
-    """Encode a delta of shape (p,) so that what the receiver decodes has at most norm `clip_norm`."""
+    """Encode a delta of shape (p,) so that what the receiver decodes has at most norm `clip_norm`.
+
+    The rounding of float32 may add some millionths to the norm. A delta that is not finite stays so.
+    """
     if encoding == "fp32":
         factor = clip_factor(norm(delta), clip_norm)
         payload = (delta * np.float32(factor)).astype("<f4").tobytes()
@@ -63,6 +69,7 @@ def _from_int8(levels: NDArray[np.int8], scales: Sequence[float], plan: Plan) ->
     return delta
 
 
+@_quiet
 def decode_delta(update: Update, plan: Plan) -> Vector:
     """Return an update's delta, shape (p,).
 
@@ -81,7 +88,9 @@ def decode_delta(update: Update, plan: Plan) -> Vector:
 def _check_sizes(payload: bytes, scales: Sequence[float], encoding: str, plan: Plan) -> None:
     width = 4 if encoding == "fp32" else 1
     if len(payload) != width * plan.size:
-        raise PeerError("shape", f"payload of {len(payload)} bytes, the plan needs {width * plan.size}")
+        raise PeerError(
+            "shape", f"payload of {len(payload)} bytes, the plan needs {width * plan.size}"
+        )
     wanted = 0 if encoding == "fp32" else len(plan.names)
     if len(scales) != wanted:
         raise PeerError("shape", f"{len(scales)} scales, the plan needs {wanted}")
@@ -89,4 +98,5 @@ def _check_sizes(payload: bytes, scales: Sequence[float], encoding: str, plan: P
 
 def norm(delta: Vector) -> float:
     """Return the Euclidean norm, summed in float64."""
-    return float(np.sqrt(np.dot(delta.astype(np.float64), delta.astype(np.float64))))
+    exact = delta.astype(np.float64)
+    return float(np.sqrt(np.dot(exact, exact)))

@@ -4,6 +4,7 @@ Every law satisfies s(0) = 1, is non-increasing and is 0 beyond `tau_max`. Only 
 gateway decay before it sums, because gamma^(a + b) = gamma^a * gamma^b (ALGORITHMS section 4).
 """
 
+import sys
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -20,9 +21,9 @@ class StalenessLaw(Struct, frozen=True, kw_only=True):
     kind: Literal["exponential", "polynomial", "hinge", "constant"] = "exponential"
     gamma: Annotated[float, Meta(gt=0, le=1)] = 1.0
     exponent: Annotated[float, Meta(gt=0)] = 0.5
-    hinge_after: Annotated[int, Meta(ge=0)] = 4
+    hinge_after: Annotated[int, Meta(ge=0, lt=1 << 62)] = 4
     hinge_slope: Annotated[float, Meta(gt=0)] = 0.5
-    tau_max: Annotated[int, Meta(gt=0)] = 50
+    tau_max: Annotated[int, Meta(gt=0, lt=1 << 62)] = 50
 
     @property
     def decays_at_gateway(self) -> bool:
@@ -53,9 +54,11 @@ class StalenessLaw(Struct, frozen=True, kw_only=True):
 def law_of(config: StalenessConfig, mean_staleness: float) -> StalenessLaw:
     """Return the law to publish: an automatic half-life follows the fleet's running mean staleness."""
     half_life = config.half_life or max(MIN_HALF_LIFE_VERSIONS, mean_staleness)
+    # A half-life of almost nothing would round gamma to 0, which no receiver accepts.
+    gamma = max(0.5 ** (1 / half_life), sys.float_info.min)
     return StalenessLaw(
         kind=config.law,
-        gamma=0.5 ** (1 / half_life),
+        gamma=gamma,
         exponent=config.exponent,
         hinge_after=config.hinge_after,
         hinge_slope=config.hinge_slope,

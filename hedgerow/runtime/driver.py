@@ -110,7 +110,7 @@ class Driver:
                 self._inputs.popleft()()
                 for effect in self._protocol.effects():
                     self._perform(effect)
-        except Exception as error:  # our own fault: it must end the process, not just a callback
+        except Exception as error:  # noqa: BLE001 - our own fault ends the process, not a callback
             self._fail(error)
         finally:
             self._busy = False
@@ -119,7 +119,7 @@ class Driver:
         if not self._stopped.done():
             self._stopped.set_exception(error)
 
-    def _perform(self, effect: Effect) -> None:
+    def _perform(self, effect: Effect) -> None:  # noqa: C901 - one case per effect
         match effect:
             case Send(peer, message):
                 self._link.send(peer, message)
@@ -175,7 +175,7 @@ class Driver:
             result = await work
         except (ComputeError, StoreError) as error:
             result = JobFailed(job, str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as in _step
             self._fail(error)
             return
         self._step(lambda: self._protocol.job_done(result, self.now_us()))

@@ -1,7 +1,9 @@
-"""The MQTT link of one node or gateway: peers and channels to topics, messages to bytes (TRANSPORT, topics)."""
+"""The MQTT link of one node or gateway: peers and channels to topics, messages to bytes."""
 
 from collections.abc import Callable
 from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from hedgerow.core import names
 from hedgerow.core.codec import decode, encode
@@ -81,7 +83,7 @@ class MqttLink:
         self._max_bytes = broker.max_packet_bytes
         state = names.node_state_channel if role == "node" else names.gateway_state_channel
         self._state_channel = state(identity)
-        self._farewell = last_will
+        self._said: NodeState | GatewayState = last_will
         self._session = MqttSession(
             broker,
             client_id=f"{site}-{role}-{identity}",
@@ -98,8 +100,15 @@ class MqttLink:
         await self._session.run()
 
     async def close(self) -> None:
-        """Say goodbye and end `run`."""
-        self.announce(self._state_channel, self._farewell)
+        """Say goodbye, with the last counters, and end `run`."""
+        said = self._said
+        if isinstance(said, NodeState):
+            counters = {**said.counters, **self.meter()}
+            self.announce(
+                self._state_channel, replace(said, state="disconnected", counters=counters)
+            )
+        else:
+            self.announce(self._state_channel, replace(said, state="lost"))
         await self._session.close()
 
     def meter(self) -> dict[str, int]:
@@ -115,6 +124,8 @@ class MqttLink:
 
     def announce(self, channel: str, message: Any | None) -> None:
         """Publish retained; None clears the topic."""
+        if channel == self._state_channel and isinstance(message, NodeState | GatewayState):
+            self._said = message
         payload = b"" if message is None else encode(message)
         self._session.publish(self._topics.channel(channel), payload, retain=True)
 

@@ -61,7 +61,7 @@ class Retry:
     def __init__(self, backoff: Backoff, name: str) -> None:
         self._backoff = backoff
         # Each client has its own sequence, so that a fleet does not come back in step.
-        self._random = random.Random(name)  # noqa: S311 - jitter, no secret
+        self._random = random.Random(name)
         self._failures = 0
 
     def failed(self) -> float:

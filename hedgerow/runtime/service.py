@@ -23,7 +23,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     if sys.platform == "win32":
         return None
     try:
-        import uvloop
+        import uvloop  # noqa: PLC0415 - it is not everywhere
     except ImportError:  # no wheel and no compiler on this platform: asyncio's own loop is as good
         return None
     return uvloop.new_event_loop

@@ -1,4 +1,4 @@
-"""The one thread that owns tinygrad: compiling is not thread-safe, and the event loop must not wait for it."""
+"""The one thread that owns tinygrad: compiling is not thread-safe, and the loop must not wait for it."""
 
 import asyncio
 from collections.abc import Callable

@@ -29,6 +29,7 @@ QUIET_S = 3.0
 """Nothing has moved for this long after training ended: what is still held waits for a later start."""
 
 STOP_GRACE_S = 10.0
+FAREWELL_S = 4.0
 KEEP_S = 5.0
 """How often the sums so far are written down, should `hedgerow up` itself be killed."""
 
@@ -87,8 +88,20 @@ class Session:
         ]
         for names in tiers:
             await self.supervisor.stop(names, STOP_GRACE_S)
+            if names is tiers[0]:
+                await self._hear_farewells()
             # The figures that came in meanwhile; below the aggregator nobody answers any more.
             await self._look()
+
+    async def _hear_farewells(self) -> None:
+        """Wait a little for the nodes' last counters: gateways report them every two seconds."""
+        deadline = time.monotonic() + FAREWELL_S
+        while time.monotonic() < deadline:
+            status = await self._look()
+            states = {node.state.state for node in status.nodes} if status is not None else set()
+            if status is None or states <= {"disconnected", "lost"}:
+                return
+            await asyncio.sleep(POLL_S)
 
     async def _watch(self, over: Callable[[Status], bool], bound_s: float) -> None:
         """Poll and show until `over` says so, the bound is reached or the run is interrupted."""

@@ -133,7 +133,7 @@ def receipts(version: int, count: int = 1) -> Receipts:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110 - a counter tells nobody that it has changed
+        while not condition():
             await asyncio.sleep(0.01)
 
 

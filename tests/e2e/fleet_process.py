@@ -7,7 +7,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import psutil
 
@@ -29,7 +29,7 @@ class UpRun:
                 command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY
             )
 
-    def __enter__(self) -> "UpRun":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,7 +45,7 @@ class UpRun:
     @property
     def report(self) -> dict[str, Any]:
         """The JSON report."""
-        return json.loads(self.report_file.read_text())
+        return cast("dict[str, Any]", json.loads(self.report_file.read_text()))
 
     def wait(self, bound_s: float) -> int:
         """Wait for the end and return the exit code."""
@@ -56,7 +56,7 @@ class UpRun:
         with suppress(OSError, ValueError):
             port = json.loads((self.folder / "config.json").read_text())["http"]["port"]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/fleet", timeout=2) as reply:
-                return json.load(reply)
+                return cast("dict[str, Any]", json.load(reply))
         return None
 
     def wait_for_version(self, version: int, bound_s: float) -> None:

@@ -1,0 +1,80 @@
+"""What a node says of itself: its state at once, its counters now and then.
+
+Every announcement is a retained publish that each gateway of the site receives, so counters that change with
+every message must not cause one each.
+"""
+
+from collections.abc import Callable, Mapping
+
+from edge_node.courier import Courier
+from hedgerow.core import names
+from hedgerow.core.effects import Announce, SetTimer
+from hedgerow.core.messages import NodeState, NodeStateName
+from hedgerow.core.outlet import Outlet
+
+PRESENCE_TIMER = "presence"
+_COUNTERS_US = 2_000_000
+
+
+class Presence:
+    """The node's retained state; `meter` reads the link's byte counters."""
+
+    def __init__(
+        self,
+        courier: Courier,
+        outlet: Outlet,
+        memory_class: str,
+        meter: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self.state: NodeStateName = "ready"
+        self.usual_us = 0
+        self.peak_bytes = 0
+        self._courier = courier
+        self._outlet = outlet
+        self._memory_class = memory_class
+        self._meter = meter
+        self._said: tuple[str, str] | None = None
+        self._said_counters: dict[str, int] = {}
+        self._timer_set = False
+
+    def trained(self, took_us: int, peak_bytes: int) -> None:
+        """Learn from a training how long they take and what they need."""
+        self.usual_us = took_us if self.usual_us == 0 else (self.usual_us + took_us) // 2
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
+    def forget(self) -> None:
+        """Nobody may know anything of this node any more: the link is new."""
+        self._said = None
+
+    def timer_fired(self, version: int) -> None:
+        """Counters have changed for a while."""
+        self._timer_set = False
+        if self._courier.online:
+            self._announce(version)
+
+    def refresh(self, version: int) -> None:
+        """Announce a new state or gateway now, new counters a little later; nothing while offline."""
+        if not self._courier.online:
+            return
+        if self._said != (self.state, self._courier.gateway):
+            self._announce(version)
+        elif self._said_counters != self._courier.outbox.counters() and not self._timer_set:
+            self._timer_set = True
+            self._outlet.do(SetTimer(PRESENCE_TIMER, _COUNTERS_US))
+
+    def _announce(self, version: int) -> None:
+        outbox = self._courier.outbox
+        self._said = (self.state, self._courier.gateway)
+        self._said_counters = outbox.counters()
+        state = NodeState(
+            node=outbox.node,
+            epoch=outbox.epoch,
+            state=self.state,
+            gateway=self._courier.gateway,
+            version=max(version, 0),
+            memory_class=self._memory_class,
+            usual_us=self.usual_us,
+            peak_bytes=self.peak_bytes,
+            counters={**self._said_counters, **self._meter()},
+        )
+        self._outlet.do(Announce(names.node_state_channel(outbox.node), state))

@@ -1,0 +1,198 @@
+"""Laws of quantisation: small errors, bounded norms, and nothing that is not a number gets through."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hedgerow.core.codec import decode, encode
+from hedgerow.core.errors import PeerError
+from hedgerow.core.messages import Update, UpdateId
+from hedgerow.core.plan import Plan
+from hedgerow.core.quantize import Encoded, clip_factor, decode_delta, encode_delta, norm
+from hedgerow.core.units import Manifest, Vector
+from tests.unit.strategies import LAW, deltas, manifests, plans
+
+ENCODINGS = ["fp32", "int8"]
+UNCLIPPED = 1e38
+TINY = 127 * 2.0**-149
+"""Where a scale is subnormal its own rounding shows: at most this much."""
+
+wide = st.sampled_from([1e-30, 1e-3, 1.0, 1e3, 1e15])
+clip_norms = st.floats(1e-3, 1e3)
+
+
+def received(plan: Plan, encoding: Any, encoded: Encoded) -> Vector:
+    """Send a delta through a real message."""
+    update = Update(
+        id=UpdateId("n", 1, 1),
+        model="m",
+        base_version=0,
+        plan_id=plan.plan_id,
+        examples=1,
+        kappa=1.0,
+        encoding=encoding,
+        scales=encoded.scales,
+        payload=encoded.payload,
+    )
+    arrived = decode(encode(update))
+    assert isinstance(arrived, Update)
+    return decode_delta(arrived, plan)
+
+
+def drawn(data: st.DataObject) -> tuple[Plan, Vector]:
+    plan = data.draw(manifests().flatmap(plans), label="plan")
+    return plan, data.draw(deltas(plan.size, data.draw(wide)), label="delta")
+
+
+@LAW
+@given(st.data())
+def test_int8_is_off_by_half_a_scale_at_most(data: st.DataObject) -> None:
+    plan, delta = drawn(data)
+    encoded = encode_delta(delta, plan, "int8", UNCLIPPED)
+    back = received(plan, "int8", encoded)
+    assert not encoded.clipped
+    assert len(encoded.payload) == plan.size
+    for (name, where), scale in zip(plan.slices.items(), encoded.scales, strict=True):
+        error = np.abs(back[where].astype(np.float64) - delta[where])
+        assert np.all(error <= scale / 2 * (1 + 1e-4) + TINY), name
+        largest = float(np.max(np.abs(delta[where])))
+        assert scale == pytest.approx(largest / 127, rel=1e-6, abs=TINY)
+
+
+@LAW
+@given(st.data())
+def test_int8_of_what_it_decoded_is_exact(data: st.DataObject) -> None:
+    """The levels of a decoded delta are its own: sending it on would lose nothing more."""
+    plan, delta = drawn(data)
+    once = encode_delta(delta, plan, "int8", UNCLIPPED)
+    again = encode_delta(received(plan, "int8", once), plan, "int8", UNCLIPPED)
+    if all(scale == 0 or scale > 1e-35 for scale in once.scales):
+        assert again.payload == once.payload
+
+
+@LAW
+@given(st.data())
+def test_fp32_is_exact_when_it_is_not_clipped(data: st.DataObject) -> None:
+    plan, delta = drawn(data)
+    encoded = encode_delta(delta, plan, "fp32", UNCLIPPED)
+    assert encoded.scales == []
+    assert not encoded.clipped
+    assert received(plan, "fp32", encoded).tobytes() == delta.tobytes()
+
+
+@LAW
+@given(st.sampled_from(ENCODINGS), clip_norms, st.data())
+def test_what_the_receiver_decodes_is_no_longer_than_the_clip_norm(
+    encoding: str, clip_norm: float, data: st.DataObject
+) -> None:
+    plan, delta = drawn(data)
+    encoded = encode_delta(delta, plan, encoding, clip_norm)
+    back = received(plan, encoding, encoded)
+    assert norm(back) <= clip_norm * (1 + 1e-5)
+    whole = received(plan, encoding, encode_delta(delta, plan, encoding, UNCLIPPED))
+    assert encoded.clipped == (norm(whole) > clip_norm)
+    if encoded.clipped:
+        assert norm(back) >= clip_norm * (1 - 1e-5)
+        # Clipping shortens; it does not turn.
+        exact = whole.astype(np.float64) * (clip_norm / norm(whole))
+        np.testing.assert_allclose(back, exact, rtol=1e-5, atol=1e-40)
+    else:
+        assert back.tobytes() == whole.tobytes()
+
+
+@LAW
+@given(st.floats(0, 1e30), clip_norms)
+def test_clip_factor_cuts_to_the_clip_norm(length: float, clip_norm: float) -> None:
+    factor = clip_factor(length, clip_norm)
+    assert 0 < factor <= 1
+    assert factor * length <= clip_norm * (1 + 1e-12)
+    assert (factor == 1) == (length <= clip_norm)
+
+
+@LAW
+@given(arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32, allow_nan=False)))
+def test_norm_neither_overflows_nor_vanishes(delta: Vector) -> None:
+    finite = bool(np.isfinite(delta).all())
+    with np.errstate(over="ignore"):
+        expected = float(np.linalg.norm(delta.astype(np.longdouble)))
+    assert norm(delta) == pytest.approx(expected, rel=1e-12)
+    assert np.isfinite(norm(delta)) == finite
+
+
+@LAW
+@given(
+    st.sampled_from(ENCODINGS),
+    st.sampled_from([np.nan, np.inf, -np.inf]),
+    clip_norms,
+    st.data(),
+)
+def test_a_delta_that_is_not_finite_arrives_as_nothing_else(
+    encoding: str, poison: float, clip_norm: float, data: st.DataObject
+) -> None:
+    plan, delta = drawn(data)
+    delta[data.draw(st.integers(0, plan.size - 1))] = poison
+    with pytest.raises(PeerError) as caught:
+        received(plan, encoding, encode_delta(delta, plan, encoding, clip_norm))
+    assert caught.value.reason == "not-finite"
+
+
+PLAN = Plan.of(Manifest.of({"a": (2,), "b": (1,)}), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("scale", "level"),
+    [
+        *[(scale, level) for scale in (np.nan, np.inf, -np.inf, 1e300) for level in (0, 127, -128)],
+        (3e38, 2),
+        (-3e38, -128),
+    ],
+)
+def test_a_scale_beyond_float32_is_refused(scale: float, level: int) -> None:
+    levels = np.array([level, 0, 1], np.int8).tobytes()
+    with pytest.raises(PeerError) as caught:
+        received(PLAN, "int8", Encoded([scale, 1.0], levels, clipped=False))
+    assert caught.value.reason == "not-finite"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "scales", "payload_bytes"),
+    [
+        ("int8", [1.0, 1.0], 0),
+        ("int8", [1.0, 1.0], 2),
+        ("int8", [1.0, 1.0], 4),
+        ("int8", [1.0, 1.0], 12),
+        ("int8", [], 3),
+        ("int8", [1.0], 3),
+        ("int8", [1.0] * 3, 3),
+        ("fp32", [], 0),
+        ("fp32", [], 3),
+        ("fp32", [], 11),
+        ("fp32", [], 13),
+        ("fp32", [1.0], 12),
+    ],
+)
+def test_a_payload_that_does_not_fit_the_plan_is_refused(
+    encoding: str, scales: list[float], payload_bytes: int
+) -> None:
+    with pytest.raises(PeerError) as caught:
+        received(PLAN, encoding, Encoded(scales, bytes(payload_bytes), clipped=False))
+    assert caught.value.reason == "shape"
+
+
+def test_the_payload_is_little_endian_and_its_levels_are_symmetric() -> None:
+    delta = np.array([1.0, -0.5, 0.0], np.float32)
+    assert encode_delta(delta, PLAN, "fp32", UNCLIPPED).payload == delta.astype("<f4").tobytes()
+    encoded = encode_delta(delta, PLAN, "int8", UNCLIPPED)
+    assert np.frombuffer(encoded.payload, np.int8).tolist() == [127, -64, 0]
+    assert encoded.scales == [pytest.approx(1 / 127), 0.0]
+
+
+def test_encoding_leaves_the_delta_alone() -> None:
+    delta = np.array([30.0, 40.0, 0.0], np.float32)
+    for encoding in ENCODINGS:
+        encode_delta(delta, PLAN, encoding, 1.0)
+    assert delta.tolist() == [30.0, 40.0, 0.0]
