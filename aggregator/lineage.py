@@ -7,9 +7,10 @@ from statistics import median
 from msgspec.structs import replace
 
 from hedgerow.core.config import Config
-from hedgerow.core.errors import PeerError
+from hedgerow.core.errors import ConfigError, PeerError
 from hedgerow.core.merge import MergeContext
 from hedgerow.core.messages import Descriptor, Header, LocalTraining, Rules, UnitVersion
+from hedgerow.core.partial import fixed_point_scale
 from hedgerow.core.plan import Plan
 from hedgerow.core.staleness import law_of
 from hedgerow.core.units import Vector
@@ -19,7 +20,10 @@ _STALENESS_SMOOTHING = 0.95
 
 
 class Lineage:
-    """The current version and the former ones that an update may still come from."""
+    """The current version and the former ones that an update may still come from.
+
+    Raises ConfigError when the configured weights leave the fixed point no precision.
+    """
 
     def __init__(self, config: Config, plan: Plan) -> None:
         self.manifest = plan.manifest
@@ -29,6 +33,10 @@ class Lineage:
         self._descriptors: dict[int, Descriptor] = {}
         self._plans: dict[str, Plan] = {}
         self._kappas: deque[float] = deque(maxlen=_KAPPAS_KEPT)
+        try:
+            fixed_point_scale(self._rules())
+        except ValueError as error:
+            raise ConfigError(f"aggregation: {error}") from error
 
     @property
     def current(self) -> Descriptor:

@@ -30,9 +30,6 @@ class OutboxState:
         # Whether an update of an earlier life was offered is not known, so it counts as offered.
         self._held = {seq: _Held(body, offered=True) for seq, body in sorted(books.outbox.items())}
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     @property
     def full(self) -> bool:
         """Whether another update would pass the bound."""

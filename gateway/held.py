@@ -44,13 +44,12 @@ class HeldUpdates:
         fits = buffer.held_bytes + size_bytes + _OVERHEAD_BYTES <= buffer.max_bytes
         return fits and len(buffer) < buffer.max_items
 
-    def admit(self, update: Update) -> bool:
-        """Hold an update; False when there is no room."""
+    def admit(self, update: Update) -> None:
+        """Hold an update; call it when there is `room_for` its whole message."""
         size_bytes = len(update.payload) + _OVERHEAD_BYTES
         admitted = self.buffer.admit(update.id, Held(update), size_bytes)
-        if admitted:
-            self._pending[update.id] = update
-        return admitted
+        assert admitted, f"no room for {update.id}"
+        self._pending[update.id] = update
 
     def pending(self) -> list[Update]:
         """Return the updates that wait for a flush, oldest first."""

@@ -117,9 +117,7 @@ class Intake:
         except PeerError as error:
             self._refuse(update_id, error)
             return None
-        if not self._held.admit(update):
-            self._busy(update_id)
-            return None
+        self._held.admit(update)
         self._outlet.record("update_admitted", node=update_id.node, bytes=len(body))
         self._tell(Receipt(update_id, "admitted"))
         return update

@@ -120,9 +120,9 @@ class StalenessConfig(_Section, frozen=True, kw_only=True):
     law: Literal["exponential", "polynomial", "hinge", "constant"] = "exponential"
     half_life: Annotated[float, Meta(ge=0)] = 0.0
     exponent: PositiveFloat = 0.5
-    hinge_after: Natural = 4
+    hinge_after: Annotated[int, Meta(ge=0, le=1_000_000)] = 4
     hinge_slope: PositiveFloat = 0.5
-    tau_max: Positive = 50
+    tau_max: Annotated[int, Meta(gt=0, le=1_000_000)] = 50
 
 
 class AggregationConfig(_Section, frozen=True, kw_only=True):

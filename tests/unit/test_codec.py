@@ -265,11 +265,10 @@ def test_a_bomb_is_refused_in_little_memory(name: str) -> None:
     assert peak_bytes <= (1 << 20) + 2 * len(data)
 
 
-@pytest.mark.parametrize("item", [b"\x80", b"\xa2ab"])
-def test_the_largest_message_costs_what_its_items_cost(item: bytes) -> None:
-    """As many items as are allowed, of every sort that costs more in Python than on the wire."""
+def test_the_largest_message_costs_what_its_items_cost() -> None:
+    """As many items as are allowed, of the sort that costs most in Python for a byte on the wire."""
     lists = MAX_ITEMS // 16385 - 1
-    body = bytes([0x90 + lists]) + (b"\xdc\x40\x00" + item * 16384) * lists
+    body = bytes([0x90 + lists]) + (b"\xdc\x40\x00" + b"\x80" * 16384) * lists
     data = HEAD + msgpack.packb("ids") + b"\x90" + msgpack.packb("new") + body
     message, peak_bytes = outcome_and_peak_bytes(data)
     assert message == Offer(ids=[])
