@@ -160,6 +160,14 @@ class Lineage:
             deadline_us=round(self._config.aggregation.deadline_s * 1_000_000),
         )
 
+    def _automatic_rate(self) -> float:
+        """Return 1 / (1 + tau / 2), tau being the mean staleness.
+
+        About tau merges share one origin, and the half-life law damps each to a half: so the steps of one
+        origin add up to tau / (2 + tau) of a whole one. Whole steps were measured to overshoot and swing.
+        """
+        return 1 / (1 + self.mean_staleness / 2)
+
     def _rules(self) -> Rules:
         aggregation = self._config.aggregation
         return Rules(
@@ -169,6 +177,6 @@ class Lineage:
             example_cap=aggregation.example_cap,
             variance=aggregation.variance,
             kappa_ref=median(self._kappas) if self._kappas else 0.0,
-            server_learning_rate=aggregation.learning_rate,
+            server_learning_rate=aggregation.learning_rate or self._automatic_rate(),
             count_max=aggregation.count_max,
         )

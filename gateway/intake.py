@@ -41,6 +41,7 @@ class Intake:
         self._relay = relay
         self._outlet = outlet
         self._model = model
+        self._dropped = 0
         self._incoming = Reassembler(max_held_bytes, max_held_bytes, _MAX_INCOMING)
 
     def take_chunk(self, peer: str, chunk: Chunk, now_us: int) -> Update | None:
@@ -91,6 +92,10 @@ class Intake:
             self._outlet.record("incoming_dropped", reason="silent", node=update_id.node)
         for update_id, missing in self._incoming.stalled(now_us - _STALL_US).items():
             self._want_chunks(update_id, missing)
+        if self._incoming.dropped > self._dropped:
+            lately = self._incoming.dropped - self._dropped
+            self._outlet.record("incoming_dropped", lately, reason="no-room")
+            self._dropped = self._incoming.dropped
 
     def _want_chunks(self, update_id: UpdateId, missing: list[int]) -> None:
         wanted = ChunksWanted(id=update_id, missing=missing[:_MAX_MISSING])

@@ -128,12 +128,14 @@ class StalenessConfig(_Section, frozen=True, kw_only=True):
 class AggregationConfig(_Section, frozen=True, kw_only=True):
     """The merge. `buffer_size` is K, in original updates; `deadline_s` is the latest merge.
 
+    `learning_rate` is the server's eta; 0 takes 1 / (1 + half the mean staleness): of N nodes that train
+    at once N / K merges share one origin, and whole steps would add up past it.
     `count_max` bounds the updates of one partial aggregate; fewer leave more fixed-point precision.
     """
 
     buffer_size: Positive = 4
     deadline_s: PositiveFloat = 60.0
-    learning_rate: PositiveFloat = 1.0
+    learning_rate: Annotated[float, Meta(ge=0)] = 0.0
     example_exponent: Fraction = 0.0
     example_cap: Positive = 1024
     variance: Literal["none", "kappa_diversity", "kappa_inverse"] = "none"

@@ -48,7 +48,8 @@ def in_words(config: Config) -> list[str]:
         + (f" {gateway.flush_s:g} s" if gateway.flush_s else " a time taken from its nodes' pace"),
         (
             f"merge: after {merge.buffer_size} updates, or {merge.deadline_s:g} s;"
-            f" step {merge.learning_rate:g}; weights fall with staleness: {_staleness(config.staleness)}"
+            f" step {merge.learning_rate or 'by mean staleness'};"
+            f" weights fall with staleness: {_staleness(config.staleness)}"
         ),
         (
             f"end: {_goal(stop.metric, stop.target)}version {stop.max_versions}"
