@@ -1,7 +1,7 @@
 """Who is listening, and what each gateway must hear: receipts first, then the versions that settled them."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from hedgerow.core import names
 from hedgerow.core.effects import Send
@@ -24,13 +24,16 @@ class Publisher:
         self._streams: set[str] = set()
         self._recent: deque[tuple[int, str, Receipts]] = deque(maxlen=_RECENT)
 
-    def opened(self, peer: str, after: int, versions: Iterable[Descriptor]) -> None:
-        """A gateway opened its stream: send it what it missed after a version."""
+    def opened(self, peer: str, after: int, versions: Sequence[Descriptor]) -> None:
+        """A gateway opened its stream: send it what it missed after a version.
+
+        The newest version goes first: its units are the only ones that the gateway will fetch.
+        """
         self._streams.add(peer)
         for version, owner, receipts in self._recent:
             if owner == peer and version > after:
                 self._outlet.do(Send(peer, receipts))
-        for descriptor in versions:
+        for descriptor in reversed(versions):
             self._outlet.do(Send(peer, descriptor))
 
     def closed(self, peer: str) -> None:

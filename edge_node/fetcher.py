@@ -44,8 +44,8 @@ class Fetcher:
         return adopted
 
     def ask(self, peer: str) -> None:
-        """Ask the gateway, "" for none, for the units that are still missing, and look again later."""
-        missing = self.replica.missing
+        """Ask the gateway, "" for none, for followed units that did not come, and look again later."""
+        missing = self.replica.missing if self._followed else []
         if not missing:
             return
         if peer:

@@ -45,7 +45,7 @@ from tests.protocol.scenarios import (
 def test_a_gateway_that_knows_nothing_gets_every_version_that_counts() -> None:
     bench = Bench(versions=3)
     effects = bench.hear(Subscribe(gateway="gw-1", after=0))
-    assert [d.version for d in sent(effects, Descriptor)] == [0, 1, 2]
+    assert [d.version for d in sent(effects, Descriptor)] == [2, 1, 0], "the newest first"
     effects = bench.hear(Subscribe(gateway="gw-1", after=2))
     assert [d.version for d in sent(effects, Descriptor)] == [2]
     effects = bench.hear(Subscribe(gateway="gw-1", after=9))
