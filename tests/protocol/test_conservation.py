@@ -30,6 +30,7 @@ VARIANT_SEEDS = 8
 STORM_S, FEWEST_STORMS, MOST_STORMS = 10, 5, 16
 ENOUGH_APPLIED = 100
 DRAIN_BOUND_S = 300
+PROBE_BOUND_S = 120
 
 
 def weather_the_storm(fleet: Fleet) -> Faults:
@@ -64,7 +65,11 @@ def probe(fleet: Fleet) -> None:
     """C5: an update made now lands."""
     before = len(fleet.ledger.ledger)
     fleet.release()
-    fleet.run(40)
+    # A training fails now and then even in calm weather, and is tried again after ten seconds.
+    for _ in range(PROBE_BOUND_S // 10):
+        fleet.run(10)
+        if len(fleet.ledger.ledger) > before:
+            break
     oracle.check(fleet)
     if len(fleet.ledger.ledger) == before:
         raise ViolationError("C5: a fresh update does not land")
