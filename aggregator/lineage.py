@@ -6,7 +6,7 @@ from statistics import median
 
 from msgspec.structs import replace
 
-from hedgerow.core.config import Config
+from hedgerow.core.config import Config, LocalTrainingConfig, TrainingConfig
 from hedgerow.core.errors import ConfigError, PeerError
 from hedgerow.core.merge import MergeContext
 from hedgerow.core.messages import Descriptor, Header, LocalTraining, Rules, UnitVersion
@@ -141,11 +141,16 @@ class Lineage:
         self, version: int, parent: int, term: int, units: dict[str, UnitVersion]
     ) -> Descriptor:
         training = self._config.training
-        local = LocalTraining(
-            passes=training.passes,
-            batch_size=training.batch_size,
-            learning_rate=training.learning_rate,
-        )
+        classes: dict[str, TrainingConfig | LocalTrainingConfig]
+        classes = {"default": training, **training.memory_classes}
+        local = {
+            name: LocalTraining(
+                passes=settings.passes,
+                batch_size=settings.batch_size,
+                learning_rate=settings.learning_rate,
+            )
+            for name, settings in classes.items()
+        }
         return Descriptor(
             model=self._config.fleet.model,
             version=version,
@@ -155,7 +160,7 @@ class Lineage:
             plan=list(self.plan.names),
             units=units,
             rules=self._rules(),
-            training={"default": local},
+            training=local,
             encoding=training.encoding,
             deadline_us=round(self._config.aggregation.deadline_s * 1_000_000),
         )

@@ -1,4 +1,4 @@
-"""The aggregator: buffer partial aggregates, merge them into versions, settle, publish. PROTOCOL, Aggregator.
+"""The aggregator: buffer partial aggregates, merge them into versions, settle, publish.
 
 Repeats are found by update ids alone, in the ledger or on their way into it. An update is settled only
 after the transaction that holds its version, its ledger row and the merge's inputs is on disk.

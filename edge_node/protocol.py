@@ -1,6 +1,6 @@
 """The edge node: fetch a version, train once from it, keep the update until it is settled, sleep, repeat.
 
-PROTOCOL, section Node. At most one update per version while a gateway is reachable; offline, up to
+At most one update per version while a gateway is reachable; offline, up to
 `offline_updates` more from the same version, each going on where the last one ended.
 """
 
@@ -31,6 +31,7 @@ from hedgerow.core.effects import (
     Train,
     Trained,
 )
+from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import (
     BlobPart,
     BodiesWanted,
@@ -99,6 +100,8 @@ class NodeProtocol:
             case LinkDown():
                 self._courier.online = False
             case GatewayState():
+                if peer != names.gateway_peer(message.gateway):
+                    raise PeerError("wrong-source", f"{peer} announced {message.gateway}")
                 self._courier.take_gateway(message)
             case Descriptor():
                 if peer == names.gateway_peer(self._courier.gateway):

@@ -101,6 +101,8 @@ class Replica:
         return {name: body for name, body in self._units.items() if name not in trained}
 
     def _check(self, descriptor: Descriptor) -> None:
+        if "default" not in descriptor.training:
+            raise PeerError("malformed", "the descriptor does not say how to train by default")
         theirs = {name: tuple(unit.shape) for name, unit in descriptor.units.items()}
         ours = {unit.name: unit.shape for unit in self.manifest.units}
         if theirs != ours:

@@ -90,12 +90,17 @@ class Forwarder:
         if newest is None:
             return
         pending = self._held.pending()
-        fresh = [update for update in pending if self._relay.knows(update.base_version)]
-        late = [update for update in pending if not self._relay.knows(update.base_version)]
+        fresh = [update for update in pending if self._can_sum(update)]
+        late = [update for update in pending if not self._can_sum(update)]
         for group in group_for_partials(fresh, newest.rules):
             self._post(group, self._sums(group))
         for start in range(0, len(late), newest.rules.count_max):
             self._post(late[start : start + newest.rules.count_max], [])
+
+    def _can_sum(self, update: Update) -> bool:
+        """Whether the update was checked on admission, which one too old is not, and its rules are known."""
+        base = update.base_version
+        return self._relay.knows(base) and not self._relay.is_stale(base)
 
     def _post(self, group: list[Update], sums: list[BucketSums]) -> None:
         """Post one group as `sums`, or as the updates themselves where there are none."""

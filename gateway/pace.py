@@ -1,7 +1,7 @@
 """How long a gateway waits for more updates before it flushes.
 
 Half the time a fast node takes between two updates: measured better than a fixed count alone, because a
-version that waits in a gateway makes every other update older (ALGORITHMS section 4).
+version that waits in a gateway makes every other update older.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""The gateway: admit, pre-aggregate, forward, relay. PROTOCOL, section Gateway.
+"""The gateway: admit, pre-aggregate, forward, relay.
 
 It needs nothing durable: what it holds is also in the nodes' outboxes until it is settled.
 """

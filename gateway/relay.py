@@ -82,6 +82,8 @@ class Relay:
         unknown = set(descriptor.plan) - manifest.by_name.keys()
         if unknown or Plan.of(manifest, descriptor.plan).plan_id != descriptor.plan_id:
             raise PeerError("unknown-plan", f"plan {descriptor.plan_id} does not match its units")
+        if self.is_stale(descriptor.version):
+            return  # no update of it can be summed here, and nothing below would forget it again
         plan = Plan.of(manifest, descriptor.plan)
         self._plans[plan.plan_id] = plan
         self._descriptors[descriptor.version] = descriptor

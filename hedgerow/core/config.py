@@ -104,14 +104,26 @@ class PlanConfig(_Section, frozen=True, kw_only=True):
     preset: Literal["", "all", "biases+last"] = ""
 
 
+class LocalTrainingConfig(_Section, frozen=True, kw_only=True):
+    """Local training of one memory class; the keys are those of [training]."""
+
+    passes: Positive = 1
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 0.1
+
+
 class TrainingConfig(_Section, frozen=True, kw_only=True):
-    """Local training on a node. `passes` counts passes over the node's own data."""
+    """Local training on a node. `passes` counts passes over the node's own data.
+
+    `memory_classes` has other settings for nodes whose `node.memory_class` names one of its tables.
+    """
 
     passes: Positive = 1
     batch_size: Positive = 16
     learning_rate: PositiveFloat = 0.1
     clip_norm: PositiveFloat = 10.0
     encoding: Literal["int8", "fp32"] = "int8"
+    memory_classes: dict[Identifier, LocalTrainingConfig] = {}
 
 
 class StalenessConfig(_Section, frozen=True, kw_only=True):

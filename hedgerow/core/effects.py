@@ -80,9 +80,9 @@ class Train:
 class Trained:
     """The result of `Train`: `delta` = after - before on the plan's units, shape (p,).
 
-    `step_square_sum` is the sum over steps of the squared norm of the step's gradient (for kappa,
-    ALGORITHMS section 3); `loss_first` and `loss_last` are mean losses of the first and last pass;
-    `peak_bytes` is the measured peak of training memory, the allocator's figure.
+    `step_square_sum` is the sum over steps of the squared norm of the step's gradient (for kappa);
+    `loss_first` and `loss_last` are mean losses of the first and last pass; `peak_bytes` is the measured
+    peak of training memory, the allocator's figure.
     """
 
     job: int

@@ -4,9 +4,9 @@
     damp_k = sum_r s(V - r) D[r]_k / sum_r A0[r]_k        in (0, 1], else no step
     params_k(V + 1) = params_k(V) + eta damp_k mean_k
 
-over the buckets whose plan covers unit k, r being a bucket's reference version (ALGORITHMS sections 3
-and 4). With psi = a = 1 this is FedBuff (Nguyen et al., 2022): (1/K) sum s(tau) delta. The damping stays:
-without it a mostly stale buffer is applied at full length and training diverges.
+over the buckets whose plan covers unit k, r being a bucket's reference version. With psi = a = 1 this is
+FedBuff (Nguyen et al., 2022): (1/K) sum s(tau) delta. The damping stays: without it a mostly stale buffer is
+applied at full length and training diverges.
 """
 
 from collections.abc import Callable, Mapping

@@ -199,7 +199,7 @@ class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
 
 
 class BucketSums(Struct, frozen=True, array_like=True):
-    """Integer sums over the updates of one plan at one reference version (ALGORITHMS section 4).
+    """Integer sums over the updates of one plan at one reference version.
 
     `total` is P, int32 little-endian, shape (p,); `weight` A = sum a psi s; `decayed` = sum a s;
     `examples` A0 = sum a; `squares` A2 = sum (a psi s)^2; `norms` Q = sum a psi s |delta_k|^2 per unit;

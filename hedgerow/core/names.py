@@ -1,4 +1,4 @@
-"""Names of peers and channels, one place for both. Transports map them one to one (TRANSPORT, topics).
+"""Names of peers and channels, one place for both. Transports map them one to one.
 
 A peer is who a `Send` goes to; a channel is what an `Announce` replaces the last message of.
 """

@@ -2,7 +2,7 @@
 
 An update's weight is a_i psi_i s(V - b_i). Its first two factors depend on the update and on what was
 published with its base version only, so they are applied where the update is first summed; the last is
-applied by the aggregator to all updates of one reference version at once (ALGORITHMS section 4).
+applied by the aggregator to all updates of one reference version at once.
 
 * bucket mode: the reference version is the base version b, one bucket each.
 * exponential mode: gamma^(v_g - b) is applied by the gateway, v_g being the newest version it knows, and the
@@ -97,7 +97,7 @@ def variance_weight(kappa: float, rules: Rules) -> float:
         return 1.0
     # A peer chooses kappa: the ratio may underflow to 0, which has no negative power.
     ratio = max(kappa / rules.kappa_ref, sys.float_info.min)
-    # The sign follows ALGORITHMS section 3: beta = +1/2 gives diverse updates (small kappa) more weight.
+    # beta = +1/2 gives diverse updates (small kappa) more weight.
     return float(np.clip(ratio**-beta, _PSI_MIN, PSI_MAX))
 
 

@@ -1,7 +1,7 @@
 """Staleness laws: how much an update's weight falls with its age in versions.
 
 Every law satisfies s(0) = 1, is non-increasing and is 0 beyond `tau_max`. Only the exponential law lets a
-gateway decay before it sums, because gamma^(a + b) = gamma^a * gamma^b (ALGORITHMS section 4).
+gateway decay before it sums, because gamma^(a + b) = gamma^a * gamma^b.
 """
 
 import sys

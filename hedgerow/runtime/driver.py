@@ -30,6 +30,8 @@ from hedgerow.core.effects import (
 from hedgerow.core.errors import PeerError
 from hedgerow.runtime.ports import Compute, ComputeError, Link, Recorder, Store, StoreError
 
+_SAVE = "save"
+
 
 class Driver:
     """Runs one protocol until `stop` is called or it raises."""
@@ -86,11 +88,12 @@ class Driver:
             for timer in self._timers.values():
                 timer.cancel()
             for job in self._jobs:
-                job.cancel()
+                if job.get_name() != _SAVE:
+                    job.cancel()
 
     async def finish_saves(self, bound_s: float) -> None:
         """Wait, within a bound, for saves under way, so that a clean stop loses no finished work."""
-        saves = [job for job in self._jobs if job.get_name() == "save"]
+        saves = [job for job in self._jobs if job.get_name() == _SAVE]
         if saves:
             await asyncio.wait(saves, timeout=bound_s)
 
@@ -136,7 +139,7 @@ class Driver:
             case Record(event, amount, fields):
                 self._recorder.record(event, amount, fields)
             case Save(job, rows):
-                self._run_job("save", job, self._save(job, rows))
+                self._run_job(_SAVE, job, self._save(job, rows))
             case Train(job):
                 self._run_job("train", job, self._need_compute().train(effect))
             case Evaluate(job):

@@ -51,7 +51,8 @@ class Metrics:
 
     def record(self, event: str, amount: int, fields: Mapping[str, Any]) -> None:
         """Count `amount` of an event under its field `reason`, and log it at its field `level`."""
-        reason = str(fields.get("reason", ""))
+        # Cut here, not only in the key: each other reason would be a series of its own.
+        reason = str(fields.get("reason", ""))[: max(_KEY_CHARS - len(event) - 1, 0)]
         key = _key(event, reason)
         if key not in self._counts and len(self._counts) >= MAX_KEYS:
             event, reason = ("other", "") if event not in self._counts else (event, "")

@@ -1,4 +1,4 @@
-"""The conservation law, checked from disk after everything has stopped (RELIABILITY section 2).
+"""The conservation law, checked from disk after everything has stopped.
 
 For each node and epoch: issued = applied + rejected + expired + (outbox not yet in the ledger), where
 applied counts the ledger's rows. The node's own books and the aggregator's ledger are read independently.

@@ -1,4 +1,4 @@
-"""The rules of PROTOCOL, section Aggregator: partial aggregates and merges."""
+"""The rules of the aggregator: partial aggregates and merges."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The rules of PROTOCOL, section Aggregator: streams, restarts, evaluation and the end."""
+"""The rules of the aggregator: streams, restarts, evaluation and the end."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The rules of PROTOCOL, section Gateway: what is admitted, and who is known."""
+"""The rules of the gateway: what is admitted, and who is known."""
 
 import msgspec
 import pytest
@@ -263,3 +263,20 @@ def test_the_pace_forgets_the_oldest_node(monkeypatch: pytest.MonkeyPatch) -> No
         bench.update(make_update(bench.now_us, node=node))
     bench.timer("flush")
     assert timers(bench.update(make_update(node="node-3")))["flush"] == SECOND_US
+
+
+def test_a_malformed_update_too_old_to_be_checked_harms_nobody() -> None:
+    bench = Bench()
+    bench.above(LinkUp())
+    for version in (3, 2, 1, 0):  # as a stream brings them: the newest first
+        bench.take_version(short_lived(version))
+    bench.expect("node-8", "node-9")
+    effects = bench.update(make_update(base=0, payload=b"no delta" * 1000))
+    effects += bench.timer("flush")
+    (partial,) = sent(effects, Partial, names.AGGREGATOR)
+    assert partial.updates[0].payload == b"no delta" * 1000, (
+        "only the aggregator can tell what became of it"
+    )
+    bench.update(make_update(seq=2, base=3))
+    bench.timer("report")
+    assert sent(bench.timer("flush"), Partial, names.AGGREGATOR)

@@ -1,4 +1,4 @@
-"""The rules of PROTOCOL, section Gateway: when it posts, what, and what becomes of it."""
+"""The rules of the gateway: when it posts, what, and what becomes of it."""
 
 import msgspec
 import numpy as np

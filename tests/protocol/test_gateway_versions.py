@@ -1,4 +1,4 @@
-"""The rules of PROTOCOL, section Gateway: versions on their way down."""
+"""The rules of the gateway: versions on their way down."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The rules of PROTOCOL, section Node: gateways, versions and training."""
+"""The rules of the node: gateways, versions and training."""
 
 from typing import Any
 

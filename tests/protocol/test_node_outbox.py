@@ -1,4 +1,4 @@
-"""The rules of PROTOCOL, section Node: what becomes of its updates."""
+"""The rules of the node: what becomes of its updates."""
 
 from typing import Any
 

@@ -34,6 +34,17 @@ def test_a_fresh_fleet_takes_whole_steps_and_a_stale_one_smaller_ones() -> None:
     assert published(fleet) == pytest.approx(1 / 4.5, rel=1e-3)
 
 
+def test_each_memory_class_gets_its_own_training() -> None:
+    raw = {
+        "data": {"source": "digits"},
+        "training": {"passes": 3, "memory_classes": {"small": {"batch_size": 4}}},
+    }
+    fleet = Lineage(parse_config(raw), choose_plan(MANIFEST, preset="all"))
+    training = fleet.first(PARAMS, term=1).training
+    assert (training["default"].passes, training["small"].passes) == (3, 1)
+    assert training["small"].batch_size == 4
+
+
 def test_a_configured_step_is_taken_whatever_the_staleness() -> None:
     fleet = lineage(learning_rate=0.7)
     stale(fleet, 7)
