@@ -16,7 +16,6 @@ class Leases:
 
     def __init__(self) -> None:
         self._until_us: dict[str, int] = {}
-        self.expired = 0
 
     def __len__(self) -> int:
         return len(self._until_us)
@@ -38,7 +37,6 @@ class Leases:
         late = [node for node, until_us in self._until_us.items() if until_us <= now_us]
         for node in late:
             del self._until_us[node]
-        self.expired += len(late)
         return late
 
     def next_us(self) -> int | None:
