@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hedgerow.core.errors import ConfigError
-from hedgerow.core.units import Manifest, consecutive, digest
+from hedgerow.core.units import Manifest, Vector, consecutive, digest
 
 PRESETS = ("all", "biases+last")
 
@@ -26,15 +26,30 @@ class Plan:
 
     @classmethod
     def of(cls, manifest: Manifest, names: Iterable[str]) -> "Plan":
-        """Build a plan; raises ConfigError for an unknown or missing unit."""
-        wanted = set(names)
-        unknown = sorted(wanted - manifest.by_name.keys())
-        if unknown:
-            known = ", ".join(manifest.by_name)
-            raise ConfigError(f"plan.units: the model has no unit {unknown[0]!r}; it has: {known}")
+        """Build a plan; raises ConfigError for an unknown or missing unit.
+
+        The name of a tensor stands for all its groups, the name of a layer for all its tensors.
+        """
+        wanted = named_units(manifest, names, "plan.units")
         if not wanted:
             raise ConfigError("plan.units: [] trains nothing; name at least one unit")
-        return cls(manifest, tuple(unit.name for unit in manifest.units if unit.name in wanted))
+        return cls(manifest, wanted)
+
+    def without(self, personal: Iterable[str]) -> "Plan":
+        """Return the plan's units but for those that stay on the nodes; raises ConfigError for none."""
+        kept = set(personal)
+        names = tuple(name for name in self.names if name not in kept)
+        if not names:
+            raise ConfigError(
+                f"plan.personal: {', '.join(self.names)} are all that is trained, so nodes would share"
+                " nothing; train more units, or keep fewer personal"
+            )
+        return Plan(self.manifest, names)
+
+    def joined(self, personal: Iterable[str]) -> "Plan":
+        """Return the plan's units and others beside them."""
+        both = {*self.names, *personal}
+        return Plan(self.manifest, tuple(u.name for u in self.manifest.units if u.name in both))
 
     @cached_property
     def plan_id(self) -> str:
@@ -65,6 +80,42 @@ class Plan:
     def sizes(self) -> NDArray[np.intp]:
         """How long each unit is."""
         return np.array([where.stop - where.start for where in self.slices.values()], np.intp)
+
+
+def moved(values: Vector, before: Plan, after: Plan) -> Vector:
+    """Return values of one plan's units as those of another one's; 0 for units that they do not have."""
+    if before.names == after.names:
+        return values
+    out = np.zeros(after.size, np.float32)
+    for name, where in after.slices.items():
+        if name in before.slices:
+            out[where] = values[before.slices[name]]
+    return out
+
+
+def named_units(manifest: Manifest, names: Iterable[str], key: str) -> tuple[str, ...]:
+    """Return the units that names of units, tensors and layers stand for, in the manifest's order.
+
+    Raises ConfigError naming the configuration's `key` for a name that the model does not have.
+    """
+    asked = set(names)
+    known_names = {name for u in manifest.units for name in (u.name, u.tensor, u.layer)}
+    unknown = sorted(asked - known_names)
+    if unknown:
+        known = ", ".join(manifest.by_name)
+        raise ConfigError(f"{key}: the model has no unit {unknown[0]!r}; it has: {known}")
+    return tuple(
+        u.name for u in manifest.units if not asked.isdisjoint((u.name, u.tensor, u.layer))
+    )
+
+
+def personal_units(manifest: Manifest, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the units of `plan.personal`, which nodes train and never send.
+
+    As the head in FedPer (Arivazhagan et al., 2019) or the norms in FedBN (Li et al., 2021). Raises
+    ConfigError for a name that the model does not have.
+    """
+    return named_units(manifest, names, "plan.personal")
 
 
 def choose_plan(

@@ -17,7 +17,7 @@ from tinygrad.tensor import Tensor
 
 from hedgerow.core.config import TaskConfig
 from hedgerow.core.errors import ConfigError
-from hedgerow.core.units import Manifest, Vector, digest
+from hedgerow.core.units import Manifest, Unit, Vector, cut, digest
 from hedgerow.runtime.buffers import SharedArray
 from hedgerow.runtime.tasks import Task, load_task
 
@@ -30,10 +30,14 @@ EVALUATION_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A model whose parameters lie in memory that numpy can write; `params` in the manifest's order."""
+    """A model whose parameters lie in memory that numpy can write; `params` by the names of its tensors.
+
+    `views` has each unit's part of them.
+    """
 
     network: Network
     params: Mapping[str, SharedArray]
+    views: Mapping[str, Array]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -43,7 +47,7 @@ class Bound:
     def write(self, pieces: Mapping[str, Vector]) -> None:
         """Copy units, each of its own shape, into the parameters."""
         for name, values in pieces.items():
-            self.params[name].array[...] = values
+            self.views[name][...] = values
 
 
 class Forward:
@@ -87,14 +91,18 @@ class Model:
 
     Raises ConfigError when the model cannot be trained here: state that is not a parameter (as batch
     normalisation has), parameters shared between layers or not float32, or a failing forward pass.
-    Everything runs in the calling thread.
+    Everything runs in the calling thread. `groups` is into how many units of input channels a tensor is cut;
+    `tensors` has the shapes of the model's own tensors.
     """
 
-    def __init__(self, task: Task, config: TaskConfig) -> None:
+    def __init__(self, task: Task, config: TaskConfig, groups: int = 1) -> None:
         self.task = task
         self._config = config
-        state = _trainable_state(task)
-        self.manifest = Manifest.of({name: _shape(tensor) for name, tensor in state.items()})
+        self.tensors = {name: _shape(tensor) for name, tensor in _trainable_state(task).items()}
+        units: dict[str, tuple[int, ...]] = {}
+        for name, shape in self.tensors.items():
+            units.update(cut(name, shape, groups))
+        self.manifest = Manifest.of(units)
         self._forward = Forward(self, lambda network, x: network(x))
         self._output_shape = self._traced_shape()
 
@@ -117,16 +125,18 @@ class Model:
         """Return a new model whose parameters are writable memory of arbitrary content."""
         network = self.task.build()
         state = get_state_dict(network)
-        params = {unit.name: SharedArray.of(unit.shape) for unit in self.manifest.units}
+        params = {name: SharedArray.of(shape) for name, shape in self.tensors.items()}
         for name, shared in params.items():
             state[name].replace(shared.tensor)
-        return Bound(network, params)
+        views = {unit.name: _view(params[unit.tensor].array, unit) for unit in self.manifest.units}
+        return Bound(network, params, views)
 
     def initial_params(self, seed: int) -> Vector:
         """Return the task's own initial parameters, shape (P,); one seed gives one result."""
         Tensor.manual_seed(seed)
         state = get_state_dict(self.task.build())
-        return self.manifest.join({name: tensor.numpy() for name, tensor in state.items()})
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        return self.manifest.join({u.name: _view(arrays[u.tensor], u) for u in self.manifest.units})
 
     def checked(self, inputs: Array, targets: Array) -> tuple[Array, Array]:
         """Return examples in the task's types; raises ConfigError when they do not fit the model."""
@@ -178,9 +188,14 @@ class Model:
         return _shape(output)[1:]
 
 
-def load_model(config: TaskConfig, input_shape: tuple[int, ...]) -> Model:
-    """Return the configured task's model for examples of `input_shape`."""
-    return Model(load_task(config, input_shape), config)
+def load_model(config: TaskConfig, input_shape: tuple[int, ...], groups: int = 1) -> Model:
+    """Return the configured task's model for examples of `input_shape`, its tensors cut into `groups`."""
+    return Model(load_task(config, input_shape), config, groups)
+
+
+def _view(array: Array, unit: Unit) -> Array:
+    """Return a unit's part of its tensor."""
+    return array if unit.part is None else array[unit.part.index]
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -189,7 +204,8 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 def _runtime_sources() -> tuple[str, ...]:
     folder = Path(__file__).parent
-    return tuple(str(folder / name) for name in ("models.py", "tasks.py", "model.py"))
+    names = ("models.py", "mobilenet.py", "stages.py", "tasks.py", "model.py")
+    return tuple(str(folder / name) for name in names)
 
 
 def _trainable_state(task: Task) -> dict[str, Tensor]:

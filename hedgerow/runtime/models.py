@@ -1,6 +1,6 @@
-"""The built-in network: convolutions, then linear layers, with ReLU between."""
+"""The built-in network of plain layers: convolutions, then linear layers, with ReLU between."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 from typing import cast
@@ -9,6 +9,7 @@ from tinygrad import nn
 from tinygrad.tensor import Tensor
 
 from hedgerow.core.errors import ConfigError
+from hedgerow.runtime.stages import Stage, Stages
 
 POOL = 2
 Layout = Callable[[Tensor], Tensor]
@@ -28,12 +29,12 @@ class Network:
         shape: tuple[int, ...],
         layout: Layout,
         *,
-        channels: list[int],
-        kernel: int,
-        hidden: list[int],
+        channels: Sequence[int] = (),
+        kernel: int = 1,
+        hidden: Sequence[int],
         outputs: int,
     ) -> None:
-        self.layout = layout
+        self._layout = layout
         self.convs: list[nn.Conv2d] = []
         if channels:
             shape = self._add_convs(shape, channels, kernel)
@@ -42,14 +43,14 @@ class Network:
         self.output = nn.Linear(sizes[-1], outputs)
 
     def _add_convs(
-        self, shape: tuple[int, ...], channels: list[int], kernel: int
+        self, shape: tuple[int, ...], channels: Sequence[int], kernel: int
     ) -> tuple[int, ...]:
         axes = len(shape) - 1
         for count in channels:
             sizes = tuple((size - kernel + 1) // POOL for size in shape[1:])
             if min(sizes) < 1:
                 raise ConfigError(
-                    f"task.options.channels: {channels} with kernel {kernel} leave nothing of the"
+                    f"task.options.channels: {list(channels)} with kernel {kernel} leave nothing of the"
                     f" inputs' size {shape[1:]} at layer {len(self.convs)}; use fewer layers or a"
                     " smaller task.options.kernel"
                 )
@@ -58,27 +59,24 @@ class Network:
         return shape
 
     @property
-    def linears(self) -> list[nn.Linear]:
-        """The linear layers, the output's last."""
-        return [*self.hidden, self.output]
+    def stages(self) -> list[Stage]:
+        """The layers in the order of use, each with what follows it."""
+        convs = [Stage(f"convs.{i}", conv, _pooled) for i, conv in enumerate(self.convs)]
+        if convs:
+            convs[-1] = Stage(convs[-1].name, convs[-1].layer, lambda x: _pooled(x).flatten(1))
+        hidden = [Stage(f"hidden.{i}", layer, Tensor.relu) for i, layer in enumerate(self.hidden)]
+        return [*convs, *hidden, Stage("output", self.output)]
 
-    @property
-    def linear_names(self) -> list[str]:
-        """The linear layers' names, as in the manifest."""
-        return [*(f"hidden.{i}" for i in range(len(self.hidden))), "output"]
-
-    def before(self, linear: int, x: Tensor) -> Tensor:
-        """Return the input of linear layer number `linear`: shape (batch, features)."""
-        x = self.layout(x)
-        for conv in self.convs:
-            x = conv(x).relu()
-            # With return_indices, which is not asked for, this would be a pair.
-            x = cast("Tensor", x.max_pool2d((POOL,) * (x.ndim - 2)))
-        x = x.flatten(1)
-        for layer in self.linears[:linear]:
-            x = layer(x).relu()
-        return x
+    def layout(self, x: Tensor) -> Tensor:
+        """Bring a batch of inputs to what the first layer takes."""
+        x = self._layout(x)
+        return x if self.convs else x.flatten(1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs, shape (batch, outputs), for inputs of shape (batch, ...)."""
-        return self.output(self.before(len(self.hidden), x))
+        return Stages.of(self).run(x)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    # With return_indices, which is not asked for, this would be a pair.
+    return cast("Tensor", x.relu().max_pool2d((POOL,) * (x.ndim - 2)))

@@ -1,9 +1,10 @@
 """Tasks: what is learnt. A task builds the model, and knows its loss and its metrics.
 
-Three are built in: "mlp" (any inputs), "cnn" (images) and "cnn1d" (windows of sensor readings). A user's
-own task is any callable "module:attribute", called with `input_shape`, `kind`, `outputs` and the table
-`task.options`, that returns an object of the `Task` protocol. All training is in float32; parameters must
-not be shared between layers. Dropout draws from tinygrad's generator, not from the job's seed.
+Four are built in: "mlp" (any inputs), "cnn" and "mobilenet" (images) and "cnn1d" (windows of sensor
+readings). A user's own task is any callable "module:attribute", called with `input_shape`, `kind`, `outputs`
+and the table `task.options`, that returns an object of the `Task` protocol. All training is in float32;
+parameters must not be shared between layers. Dropout draws from tinygrad's generator, not from the job's
+seed.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from tinygrad.tensor import Tensor
 
 from hedgerow.core.config import TaskConfig
 from hedgerow.core.errors import ConfigError
+from hedgerow.runtime.mobilenet import MobileNet
 from hedgerow.runtime.models import Layout, Network
 from hedgerow.runtime.objects import load_object
 
@@ -39,7 +41,7 @@ class Task(Protocol):
 
 
 class BuiltInTask:
-    """One of "mlp", "cnn" and "cnn1d".
+    """One of "mlp", "cnn", "cnn1d" and "mobilenet".
 
     `input_shape` is one example's; `target_dtype` is int32 for classification, float32 for regression;
     targets have shape (batch,), or (batch, outputs) for a regression of several values.
@@ -52,6 +54,7 @@ class BuiltInTask:
         self.target_dtype: np.dtype[Any] = np.dtype(
             np.int32 if config.kind == "classification" else np.float32
         )
+        self._network = MobileNet if config.name == "mobilenet" else Network
         self._options = _options(config)
         self._shape, self._layout = _LAYOUTS[config.name](input_shape)
         if config.kind == "classification" and config.outputs < 2:  # noqa: PLR2004
@@ -59,16 +62,9 @@ class BuiltInTask:
                 "task.outputs: 1 class cannot be told apart; set the number of classes"
             )
 
-    def build(self) -> Network:
+    def build(self) -> Network | MobileNet:
         """Return a new model."""
-        return Network(
-            self._shape,
-            self._layout,
-            channels=self._options.get("channels", []),
-            kernel=self._options.get("kernel", 1),
-            hidden=self._options["hidden"],
-            outputs=self.outputs,
-        )
+        return self._network(self._shape, self._layout, outputs=self.outputs, **self._options)
 
     def row_losses(self, output: Tensor, targets: Tensor) -> Tensor:
         """Return each example's loss, shape (batch,): cross entropy or mean squared error."""
@@ -146,6 +142,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mlp": {"hidden": [256]},
     "cnn": {"channels": [16, 32], "kernel": 3, "hidden": [64]},
     "cnn1d": {"channels": [32, 64], "kernel": 5, "hidden": [32]},
+    "mobilenet": {"channels": [16, 32, 64, 128], "strides": [], "hidden": []},
 }
 
 
@@ -185,7 +182,8 @@ def _image(shape: tuple[int, ...]) -> tuple[tuple[int, ...], Layout]:
         return (1, *shape), lambda x: x.unsqueeze(1)
     if len(shape) != 3:  # noqa: PLR2004
         raise ConfigError(
-            f"task.name: 'cnn' needs images (H, W), (C, H, W) or (H, W, C), not {shape}"
+            "task.name: 'cnn' needs images (H, W), (C, H, W) or (H, W, C), as 'mobilenet' does,"
+            f" not {shape}"
         )
     if shape[0] <= shape[2]:
         return shape, lambda x: x
@@ -202,4 +200,5 @@ _LAYOUTS: Mapping[str, Callable[[tuple[int, ...]], tuple[tuple[int, ...], Layout
     "mlp": _flat,
     "cnn": _image,
     "cnn1d": _window,
+    "mobilenet": _image,
 }

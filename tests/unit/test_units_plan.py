@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.plan import Plan, choose_plan
-from hedgerow.core.units import Manifest, Unit, digest
+from hedgerow.core.units import SMALLEST_GROUP, Manifest, Unit, cut, digest
 from tests.unit.strategies import LAW, deltas, manifests, plans
 
 MLP = Manifest.of(
@@ -102,6 +102,41 @@ def test_units_know_their_layer() -> None:
     assert MLP.layers == ("hidden", "out", "scale")
     assert [unit.name for unit in MLP.units if unit.is_bias] == ["hidden.bias", "out.bias"]
     assert MLP.by_name["hidden.weight"] == Unit("hidden.weight", (4, 3))
+
+
+@LAW
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple), st.integers(1, 8), st.data()
+)
+def test_groups_of_channels_tile_a_tensor(
+    shape: tuple[int, ...], groups: int, data: st.DataObject
+) -> None:
+    tensor = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    units = [Unit(name, size) for name, size in cut("conv.weight", shape, groups).items()]
+    assert 1 <= len(units) <= groups
+    assert len(units) == 1 or tensor.size >= SMALLEST_GROUP * len(units)
+    seen = []
+    for unit in units:
+        assert (unit.tensor, unit.layer) == ("conv.weight", "conv")
+        piece = tensor if unit.part is None else tensor[unit.part.index]
+        assert piece.shape == unit.shape
+        seen.append(piece.reshape(-1))
+    assert np.array_equal(np.sort(np.concatenate(seen)), tensor.reshape(-1))
+
+
+def test_a_tensor_or_a_layer_stands_for_its_groups() -> None:
+    manifest = Manifest.of(cut("a.weight", (16, 16), 2) | {"a.bias": (16,), "b.weight": (4, 4)})
+    assert list(manifest.by_name)[:2] == ["a.weight[:,0:8]", "a.weight[:,8:16]"]
+    assert Plan.of(manifest, ["a.weight"]).names == ("a.weight[:,0:8]", "a.weight[:,8:16]")
+    assert Plan.of(manifest, ["a"]).names == (*Plan.of(manifest, ["a.weight"]).names, "a.bias")
+    with pytest.raises(ConfigError, match=r"no unit 'a.weight\[:,0:4\]'"):
+        Plan.of(manifest, ["a.weight[:,0:4]"])
+
+
+def test_depthwise_filters_are_cut_by_output_channels() -> None:
+    assert list(cut("d.weight", (32, 1, 3, 3), 4)) == [
+        f"d.weight[{start}:{start + 8}]" for start in range(0, 32, 8)
+    ]
 
 
 def test_two_units_with_one_name_are_no_manifest() -> None:
