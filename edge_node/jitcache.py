@@ -16,19 +16,23 @@ import platform
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.units import digest
 
+V = TypeVar("V")
 Step = Any
 """A captured TinyJit: called with tensors, returns None, has changed some of them."""
 
-FILES_KEPT = 64
-STEPS_KEPT = 8
+FILES_KEPT = 256
+NOTES_KEPT = 256
+STEPS_KEPT = 32
 CHECKSUM_BYTES = 32
 WRITABLE_BY_OTHERS = 0o022
 TUNING = ("DEV", "BEAM", "JITBEAM", "NOOPT", "JIT", "DEFAULT_FLOAT")
@@ -74,6 +78,28 @@ class JitCache:
                 self._steps.popitem(last=False)
         self._steps.move_to_end(key)
         return self._steps[key]
+
+    def note(self, identity: Mapping[str, object], kind: type[V], make: Callable[[], V]) -> V:
+        """Return what `make` found out about `identity`, from its file where that is there and whole.
+
+        For findings that take as long as a compilation, such as how a step fits a memory. `kind` is a type
+        that msgspec reads; the files are plain JSON.
+        """
+        key = digest(json.dumps([identity, _environment()], sort_keys=True).encode())
+        path = self._folder / f"{key}.json"
+        with suppress(OSError, msgspec.MsgspecError):
+            found = msgspec.json.decode(path.read_bytes(), type=kind)
+            os.utime(path)
+            return found
+        made = make()
+        fresh = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            fresh.write_bytes(msgspec.json.encode(made))
+            fresh.replace(path)
+            self._prune_to("*.json", NOTES_KEPT)
+        except OSError:
+            self.unwritten += 1
+        return made
 
     def _load_or_build(self, path: Path, build: Callable[[], Step]) -> Step:
         step = self._load(path)
@@ -129,17 +155,17 @@ class JitCache:
             file.flush()
             os.fsync(descriptor)
         fresh.replace(path)
-        self._prune()
+        self._prune_to("*.jit", FILES_KEPT)
 
-    def _prune(self) -> None:
+    def _prune_to(self, pattern: str, kept: int) -> None:
         """Delete the files used longest ago; another process may be doing the same."""
         ages = []
-        for file in self._folder.glob("*.jit"):
+        for file in self._folder.glob(pattern):
             try:
                 ages.append((file.stat().st_mtime_ns, file))
             except FileNotFoundError:
                 continue
-        for _, file in sorted(ages)[:-FILES_KEPT]:
+        for _, file in sorted(ages)[:-kept]:
             file.unlink(missing_ok=True)
             file.with_suffix(".lock").unlink(missing_ok=True)
 
@@ -152,6 +178,12 @@ class JitCache:
             yield
         finally:
             os.close(descriptor)
+
+
+@functools.cache
+def source_digest(*names: str) -> str:
+    """Return the digest of these source files: a step compiled from other ones is another step."""
+    return digest("".join(digest(Path(name).read_bytes()) for name in names).encode())
 
 
 @functools.cache

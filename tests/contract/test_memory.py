@@ -1,4 +1,5 @@
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -8,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 from tinygrad.device import Buffer
+from tinygrad.helpers import Context
 
-from edge_node.memory_report import measure
 from hedgerow.core.config import Config, DataConfig, FleetConfig, PlanConfig, TaskConfig
 from hedgerow.core.plan import choose_plan
 from hedgerow.runtime.buffers import SharedArray
@@ -81,10 +82,25 @@ def config_of(folder: Path) -> Config:
     )
 
 
-def test_a_plan_is_measured_against_full_training(tmp_path: Path) -> None:
-    figures = measure(config_of(tmp_path))
-    params = 4 * (40 * 32 + 32 + 32 * 3 + 3)
-    assert params < figures["plan"] < figures["full"]
+def test_the_allocator_is_measured_in_whole_pages() -> None:
+    with Context(LRU=0), PeakMeter() as meter:  # type: ignore[no-untyped-call]
+        first = SharedArray.of((100,))
+        assert meter.mapped_bytes == mmap.PAGESIZE
+        del first
+        second = SharedArray.of((mmap.PAGESIZE,))
+        assert meter.mapped_bytes == 4 * mmap.PAGESIZE
+    third = SharedArray.of((8 * mmap.PAGESIZE,))
+    assert meter.mapped_bytes == 4 * mmap.PAGESIZE
+    del second, third
+
+
+def test_a_trainings_mapped_memory_is_its_buffers_in_pages(jit_folder: Path) -> None:
+    model = mlp()
+    trainer = trainer_of(model, 12, jit_folder)
+    found = trainer.train(job_of(model))
+    buffers = len(model.manifest.units) * 2 + 4
+    assert found.peak_bytes < trainer.mapped_bytes
+    assert trainer.mapped_bytes <= found.peak_bytes + (buffers + 1) * mmap.PAGESIZE
 
 
 def run_report(path: Path) -> subprocess.CompletedProcess[str]:
@@ -98,13 +114,21 @@ def run_report(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_prints_the_same_figures(tmp_path: Path) -> None:
-    config = config_of(tmp_path)
+def test_the_command_measures_the_plan_against_training_everything(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_bytes(msgspec.json.encode(config))
+    path.write_bytes(msgspec.json.encode(config_of(tmp_path)))
     done = run_report(path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == measure(config)
+    found = json.loads(done.stdout)
+    steps = {step["name"]: step for step in found["steps"]}
+    params = 4 * (40 * 32 + 32 + 32 * 3 + 3)
+    assert params < found["plan"] < found["full"] == steps["full"]["held_bytes"]
+    assert steps["full"]["execution"] == "16 at a time, one gradient"
+    assert steps["full, least memory"]["held_bytes"] <= found["full"]
+    for step in steps.values():
+        assert step["planned_bytes"] == pytest.approx(step["held_bytes"], rel=0.15)
+        assert step["held_bytes"] <= step["mapped_bytes"]
+        assert step["step_cpu_ms"] > 0
 
 
 @pytest.mark.parametrize("text", ["{", '{"data": {"source": "/nowhere.npz"}}'])

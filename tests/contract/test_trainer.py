@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tinygrad.helpers import GlobalCounters
 
+from edge_node.micro import StepMemory
 from edge_node.trainer import Trainer, pass_order, pass_orders
 from hedgerow.core.config import TaskConfig
 from hedgerow.core.effects import Train
@@ -16,6 +17,7 @@ from hedgerow.core.plan import Plan, choose_plan
 from hedgerow.runtime.model import load_model
 from hedgerow.runtime.ports import ComputeError
 from tests.contract.tiny_models import (
+    SHAPE,
     Array,
     NumpyResult,
     examples,
@@ -175,22 +177,23 @@ def test_training_the_last_layer_only_computes_less(jit_folder: Path) -> None:
 def test_units_outside_the_plan_keep_their_bits(
     jit_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = mlp()
-    plan = choose_plan(model.manifest, last_layers=1)
-    bound = []
-    bind = model.bind
+    """Of a tensor trained in part, too."""
+    model = load_model(TaskConfig(outputs=3, options={"hidden": [24, 16]}), SHAPE, groups=4)
+    plan = Plan.of(model.manifest, ["hidden.1.weight[:,6:12]", "output.weight", "hidden.1.bias"])
+    made = []
 
-    def remember() -> Any:
-        bound.append(bind())
-        return bound[-1]
+    def remember(*arguments: Any) -> StepMemory:
+        made.append(StepMemory(*arguments))
+        return made[-1]
 
-    monkeypatch.setattr(model, "bind", remember)
+    monkeypatch.setattr("edge_node.trainer.StepMemory", remember)
     job = job_of(model, plan=plan)
     trainer_of(model, 12, jit_folder).train(job)
-    before, after = model.manifest.split(job.params), bound[-1].params
-    for unit in model.manifest.units:
-        same = np.array_equal(after[unit.name].array, before[unit.name])
-        assert same == (unit.name not in plan.names), unit.name
+    before, after = model.manifest.split(job.params), made[-1].views
+    assert {name.split(".")[0] for name in after} == {"hidden", "output"}
+    assert len(after) == 7
+    for name, values in after.items():
+        assert np.array_equal(values, before[name]) == (name not in plan.names), name
 
 
 def test_a_training_that_diverges_is_an_error(jit_folder: Path) -> None:
