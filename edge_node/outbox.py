@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from edge_node.rows import Books, CloseUpdate, KeepUnit, PutUpdate
+from edge_node.rows import Books, CloseUpdate, KeepPersonal, KeepResidual, KeepUnit, PutUpdate
 from hedgerow.runtime.store import Database
 
 FILE_NAME = "outbox.sqlite"
@@ -19,6 +19,8 @@ CREATE TABLE IF NOT EXISTS issued (
     outcome TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS unit (name TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS residual (name TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS personal (name TEXT PRIMARY KEY, body BLOB NOT NULL);
 """
 
 
@@ -69,6 +71,14 @@ def _write(connection: sqlite3.Connection, rows: tuple[Any, ...]) -> None:
             case KeepUnit(unit, body):
                 sql = "INSERT OR REPLACE INTO unit (name, body) VALUES (?, ?)"
                 connection.execute(sql, (unit, body))
+            case KeepResidual(unit, None):
+                connection.execute("DELETE FROM residual WHERE name = ?", (unit,))
+            case KeepResidual(unit, body):
+                sql = "INSERT OR REPLACE INTO residual (name, body) VALUES (?, ?)"
+                connection.execute(sql, (unit, body))
+            case KeepPersonal(unit, body):
+                sql = "INSERT OR REPLACE INTO personal (name, body) VALUES (?, ?)"
+                connection.execute(sql, (unit, body))
             case _:
                 raise TypeError(f"an outbox has no row {row!r}")
 
@@ -90,6 +100,8 @@ def _read_books(connection: sqlite3.Connection) -> Books:
         last_base_version=last_base_version,
         outbox=dict(connection.execute(held)),
         units=dict(connection.execute("SELECT name, body FROM unit")),
+        residuals=dict(connection.execute("SELECT name, body FROM residual")),
+        personal=dict(connection.execute("SELECT name, body FROM personal")),
     )
 
 

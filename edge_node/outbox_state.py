@@ -4,6 +4,7 @@ issued = applied + rejected + expired + held, at any time. An update leaves only
 settled it, a final rejection came, or, if it was never offered to anybody, when there is no room.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_node.rows import Books, CloseUpdate
@@ -20,9 +21,13 @@ class _Held:
 
 
 class OutboxState:
-    """Held updates by seq, oldest first, and the counters of those that ended."""
+    """Held updates by seq, oldest first, and the counters of those that ended.
 
-    def __init__(self, books: Books, max_updates: int) -> None:
+    `give_back` is called with the body of each update that ends without being applied.
+    """
+
+    def __init__(self, books: Books, max_updates: int, give_back: Callable[[bytes], None]) -> None:
+        self._give_back = give_back
         self.node, self.epoch = books.node, books.epoch
         self.issued, self.applied, self.expired = books.issued, books.applied, books.expired
         self.rejected = dict(books.rejected)
@@ -87,7 +92,9 @@ class OutboxState:
         return None
 
     def _close(self, seq: int, outcome: str, reason: str) -> CloseUpdate:
-        del self._held[seq]
+        body = self._held.pop(seq).body
+        if outcome != "applied":
+            self._give_back(body)
         if outcome == "applied":
             self.applied += 1
         elif outcome == "expired":

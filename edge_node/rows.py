@@ -1,7 +1,7 @@
 """What a node makes durable, and what it finds again when it starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,37 @@ class KeepUnit:
     body: bytes
 
 
-Row = PutUpdate | CloseUpdate | KeepUnit
+@dataclass(frozen=True, slots=True)
+class KeepResidual:
+    """What a unit's updates have left out so far, as little-endian float32; None ends it.
+
+    Written with the update or the end of one that it follows from, so that a crash loses neither.
+    """
+
+    unit: str
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPersonal:
+    """The node's own values of a personal unit, as little-endian float32.
+
+    Written with the update from the same training, so that a crash keeps both or neither.
+    """
+
+    unit: str
+    body: bytes
+
+
+Row = PutUpdate | CloseUpdate | KeepUnit | KeepResidual | KeepPersonal
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
     """A node's durable state within one epoch.
 
-    `outbox` maps held seqs to encoded updates; `units` maps unit names to little-endian float32 bytes;
+    `outbox` maps held seqs to encoded updates; `units` maps unit names to their bytes as published, and
+    `residuals` to what updates left out, `personal` to the node's own values, both as little-endian float32;
     `last_base_version` is -1 before the first update.
     """
 
@@ -50,3 +73,5 @@ class Books:
     last_base_version: int
     outbox: Mapping[int, bytes]
     units: Mapping[str, bytes]
+    residuals: Mapping[str, bytes] = field(default_factory=dict)
+    personal: Mapping[str, bytes] = field(default_factory=dict)

@@ -6,20 +6,21 @@ channel for each unit.
 
 from math import prod
 
+from hedgerow.core.downlink import Downlink, value_bytes
 from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import Descriptor
 from hedgerow.core.plan import Plan
-from hedgerow.core.units import Vector
+from hedgerow.core.units import Vector, unit_bytes
 
 INLINE_BYTES = 16384
 """The most that a descriptor carries: half a chunk, so that it still fits every link."""
 
 
-def inline_of(params: Vector, plan: Plan) -> bytes:
-    """Return the plan's units of `params`, shape (P,), as little-endian float32, or nothing if too long."""
-    if 4 * plan.size > INLINE_BYTES:
+def inline_of(params: Vector, plan: Plan, downlink: Downlink = "fp32") -> bytes:
+    """Return the plan's units of `params`, shape (P,), as they are published, or nothing if too long."""
+    if value_bytes(downlink) * plan.size > INLINE_BYTES:
         return b""
-    return plan.manifest.take(params, plan.names).astype("<f4", copy=False).tobytes()
+    return unit_bytes(plan.manifest.take(params, plan.names), downlink)
 
 
 def carried(descriptor: Descriptor) -> set[str]:
@@ -37,7 +38,7 @@ def inline_units(descriptor: Descriptor) -> dict[str, bytes]:
     start = 0
     for name in descriptor.plan:
         unit = descriptor.units[name]
-        end = start + 4 * prod(unit.shape)
+        end = start + value_bytes(descriptor.downlink) * prod(unit.shape)
         out[unit.digest] = descriptor.inline[start:end]
         start = end
     if start != len(descriptor.inline):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from hedgerow.core.codec import decode, encode
+from hedgerow.core.encodings import FINEST_FIRST, default_k
 from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import Update, UpdateId
 from hedgerow.core.plan import Plan
@@ -23,13 +24,26 @@ from hedgerow.core.quantize import (
 from hedgerow.core.units import Manifest, Vector
 from tests.unit.strategies import LAW, deltas, manifests, plans
 
-ENCODINGS = ["fp32", "int8"]
+LEVELS = {"int8": 127, "int4": 7}
+"""The encodings that round every value, and their largest level."""
+
 UNCLIPPED = 1e38
 TINY = 127 * 2.0**-149
 """Where a scale is subnormal its own rounding shows: at most this much."""
 
 wide = st.sampled_from([1e-44, 1e-41, 1e-38, 1e-30, 1e-3, 1.0, 1e3, 1e15])
 clip_norms = st.floats(1e-3, 1e3)
+any_encoding = st.sampled_from(FINEST_FIRST)
+PLAN = Plan.of(Manifest.of({"a": (2,), "b": (1,)}), ["a", "b"])
+
+
+def floats(*values: float) -> bytes:
+    with np.errstate(over="ignore"):
+        return np.array(values, "<f4").tobytes()
+
+
+def scales_in(encoded: Encoded) -> list[float]:
+    return list(np.frombuffer(encoded.scales, "<f4").tolist())
 
 
 def sent(plan: Plan, encoding: Any, encoded: Encoded) -> Update:
@@ -55,24 +69,55 @@ def received(plan: Plan, encoding: Any, encoded: Encoded) -> Vector:
     return decode_delta(sent(plan, encoding, encoded), plan)
 
 
+def outcome(update: Update, plan: Plan) -> Vector | str:
+    """Return the delta, or why it was refused."""
+    try:
+        return decode_delta(update, plan)
+    except PeerError as error:
+        return error.reason
+
+
 def drawn(data: st.DataObject) -> tuple[Plan, Vector]:
     plan = data.draw(manifests().flatmap(plans), label="plan")
     return plan, data.draw(deltas(plan.size, data.draw(wide)), label="delta")
 
 
 @LAW
-@given(st.data())
-def test_int8_is_off_by_half_a_scale_at_most(data: st.DataObject) -> None:
+@given(st.sampled_from(sorted(LEVELS)), st.data())
+def test_rounding_is_off_by_half_a_scale_at_most(encoding: str, data: st.DataObject) -> None:
     plan, delta = drawn(data)
-    encoded = encode_delta(delta, plan, "int8", UNCLIPPED)
-    back = received(plan, "int8", encoded)
+    encoded = encode_delta(delta, plan, encoding, UNCLIPPED)
+    back = received(plan, encoding, encoded)
     assert not encoded.clipped
-    assert len(encoded.payload) == plan.size
-    for (name, where), scale in zip(plan.slices.items(), encoded.scales, strict=True):
+    for (name, where), scale in zip(plan.slices.items(), scales_in(encoded), strict=True):
         error = np.abs(back[where].astype(np.float64) - delta[where])
         assert np.all(error <= scale / 2 * (1 + 1e-4) + TINY), name
         largest = float(np.max(np.abs(delta[where])))
-        assert scale == pytest.approx(largest / 127, rel=1e-6, abs=TINY)
+        assert scale == pytest.approx(largest / LEVELS[encoding], rel=1e-6, abs=TINY)
+
+
+@LAW
+@given(st.integers(0, 99), st.data())
+def test_rounding_by_chance_is_off_by_a_scale_at_most(seed: int, data: st.DataObject) -> None:
+    plan, delta = drawn(data)
+    encoded = encode_delta(delta, plan, "int4", UNCLIPPED, np.random.default_rng(seed))
+    back = received(plan, "int4", encoded)
+    scales = np.repeat(scales_in(encoded), plan.sizes)
+    assert np.all(np.abs(back.astype(np.float64) - delta) <= scales * (1 + 1e-4) + TINY)
+    again = encode_delta(delta, plan, "int4", UNCLIPPED, np.random.default_rng(seed))
+    assert again == encoded
+
+
+def test_rounding_by_chance_is_right_on_average() -> None:
+    delta = np.array([0.7, 0.03, -0.41], np.float32)
+    plan = Plan.of(Manifest.of({"a": (3,)}), ["a"])
+    rng = np.random.default_rng(1)
+    total = sum(
+        received(plan, "int4", encode_delta(delta, plan, "int4", UNCLIPPED, rng)).astype(np.float64)
+        for _ in range(4000)
+    )
+    # A rounding's deviation is 0.05 at most, that of the mean of 4000 is below 0.001.
+    np.testing.assert_allclose(total / 4000, delta, atol=0.004)
 
 
 @LAW
@@ -82,8 +127,44 @@ def test_int8_of_what_it_decoded_is_exact(data: st.DataObject) -> None:
     plan, delta = drawn(data)
     once = encode_delta(delta, plan, "int8", UNCLIPPED)
     again = encode_delta(received(plan, "int8", once), plan, "int8", UNCLIPPED)
-    if all(scale == 0 or scale > 1e-35 for scale in once.scales):
+    if all(scale == 0 or scale > 1e-35 for scale in scales_in(once)):
         assert again.payload == once.payload
+
+
+@LAW
+@given(st.data())
+def test_sign_keeps_signs_and_mean_magnitudes(data: st.DataObject) -> None:
+    plan, delta = drawn(data)
+    encoded = encode_delta(delta, plan, "sign", UNCLIPPED)
+    back = received(plan, "sign", encoded)
+    for where, scale in zip(plan.slices.values(), scales_in(encoded), strict=True):
+        mean = float(np.mean(np.abs(delta[where].astype(np.float64))))
+        assert scale == pytest.approx(mean, rel=1e-6, abs=TINY)
+        assert np.array_equal(back[where], np.where(delta[where] >= 0, scale, -scale))
+
+
+@LAW
+@given(st.data())
+def test_topk_is_int8_of_the_largest_and_nothing_of_the_rest(data: st.DataObject) -> None:
+    plan, delta = drawn(data)
+    k = data.draw(st.integers(0, plan.size + 1), label="k")
+    encoded = encode_delta(delta, plan, "topk", UNCLIPPED, k=k)
+    back = received(plan, "topk", encoded)
+    kept = min(k or default_k(plan), plan.size)
+    order = np.argsort(-np.abs(delta), kind="stable")
+    scales = np.repeat(scales_in(encoded), plan.sizes)
+    errors = np.abs(back.astype(np.float64) - delta)
+    assert np.all(errors[order[:kept]] <= scales[order[:kept]] / 2 * (1 + 1e-4) + TINY)
+    assert not back[order[kept:]].any()
+
+
+@LAW
+@given(st.data())
+def test_topk_of_everything_is_int8(data: st.DataObject) -> None:
+    plan, delta = drawn(data)
+    whole = received(plan, "int8", encode_delta(delta, plan, "int8", UNCLIPPED))
+    encoded = encode_delta(delta, plan, "topk", UNCLIPPED, k=plan.size)
+    assert np.array_equal(received(plan, "topk", encoded), whole)
 
 
 @LAW
@@ -91,13 +172,13 @@ def test_int8_of_what_it_decoded_is_exact(data: st.DataObject) -> None:
 def test_fp32_is_exact_when_it_is_not_clipped(data: st.DataObject) -> None:
     plan, delta = drawn(data)
     encoded = encode_delta(delta, plan, "fp32", UNCLIPPED)
-    assert encoded.scales == []
+    assert encoded.scales == b""
     assert not encoded.clipped
     assert received(plan, "fp32", encoded).tobytes() == delta.tobytes()
 
 
 @LAW
-@given(st.sampled_from(ENCODINGS), clip_norms, st.data())
+@given(any_encoding, clip_norms, st.data())
 def test_what_the_receiver_decodes_is_no_longer_than_the_clip_norm(
     encoding: str, clip_norm: float, data: st.DataObject
 ) -> None:
@@ -138,12 +219,7 @@ def test_norm_neither_overflows_nor_vanishes(delta: Vector) -> None:
 
 
 @LAW
-@given(
-    st.sampled_from(ENCODINGS),
-    st.sampled_from([np.nan, np.inf, -np.inf]),
-    clip_norms,
-    st.data(),
-)
+@given(any_encoding, st.sampled_from([np.nan, np.inf, -np.inf]), clip_norms, st.data())
 def test_a_delta_that_is_not_finite_arrives_as_nothing_else(
     encoding: str, poison: float, clip_norm: float, data: st.DataObject
 ) -> None:
@@ -155,7 +231,7 @@ def test_a_delta_that_is_not_finite_arrives_as_nothing_else(
 
 
 @LAW
-@given(st.sampled_from(ENCODINGS), clip_norms, st.data())
+@given(any_encoding, clip_norms, st.data())
 def test_the_norm_needs_no_decoding(encoding: str, clip_norm: float, data: st.DataObject) -> None:
     plan, delta = drawn(data)
     update = sent(plan, encoding, encode_delta(delta, plan, encoding, clip_norm))
@@ -163,22 +239,40 @@ def test_the_norm_needs_no_decoding(encoding: str, clip_norm: float, data: st.Da
     assert update_norm(update, plan) == pytest.approx(wanted, rel=1e-5, abs=1e-30)
 
 
+@LAW
+@given(any_encoding, st.binary(max_size=40), st.binary(max_size=12), st.data())
+def test_any_bytes_are_a_finite_delta_or_refused(
+    encoding: str, payload: bytes, scales: bytes, data: st.DataObject
+) -> None:
+    plan = data.draw(manifests().flatmap(plans), label="plan")
+    if data.draw(st.booleans(), label="right lengths"):
+        right = encode_delta(np.ones(plan.size, np.float32), plan, encoding, 1.0)
+        payload = (payload * len(right.payload))[: len(right.payload)]
+        scales = (scales * len(right.scales))[: len(right.scales)]
+    update = sent(plan, encoding, Encoded(scales, payload, clipped=False))
+    delta = outcome(update, plan)
+    if isinstance(delta, str):
+        assert delta in ("shape", "not-finite")
+        return
+    assert delta.shape == (plan.size,)
+    assert delta.dtype == np.float32
+    assert np.isfinite(delta).all()
+    assert np.isfinite(update_norm(update, plan))
+
+
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 1e300])
 def test_a_norm_of_what_is_not_finite_is_refused(scale: float) -> None:
     levels = np.array([0, 0, 1], np.int8).tobytes()
-    update = sent(PLAN, "int8", Encoded([scale, 1.0], levels, clipped=False))
+    update = sent(PLAN, "int8", Encoded(floats(scale, 1.0), levels, clipped=False))
     with pytest.raises(PeerError) as caught:
         update_norm(update, PLAN)
     assert caught.value.reason == "not-finite"
 
 
-PLAN = Plan.of(Manifest.of({"a": (2,), "b": (1,)}), ["a", "b"])
-
-
 @pytest.mark.parametrize(
     ("scale", "level"),
     [
-        *[(scale, level) for scale in (np.nan, np.inf, -np.inf, 1e300) for level in (0, 127, -128)],
+        *[(scale, level) for scale in (np.nan, np.inf, -np.inf) for level in (0, 127, -128)],
         (3e38, 2),
         (-3e38, -128),
     ],
@@ -186,32 +280,42 @@ PLAN = Plan.of(Manifest.of({"a": (2,), "b": (1,)}), ["a", "b"])
 def test_a_scale_beyond_float32_is_refused(scale: float, level: int) -> None:
     levels = np.array([level, 0, 1], np.int8).tobytes()
     with pytest.raises(PeerError) as caught:
-        received(PLAN, "int8", Encoded([scale, 1.0], levels, clipped=False))
+        received(PLAN, "int8", Encoded(floats(scale, 1.0), levels, clipped=False))
     assert caught.value.reason == "not-finite"
 
 
 @pytest.mark.parametrize(
-    ("encoding", "scales", "payload_bytes"),
+    ("encoding", "scales_bytes", "payload_bytes"),
     [
-        ("int8", [1.0, 1.0], 0),
-        ("int8", [1.0, 1.0], 2),
-        ("int8", [1.0, 1.0], 4),
-        ("int8", [1.0, 1.0], 12),
-        ("int8", [], 3),
-        ("int8", [1.0], 3),
-        ("int8", [1.0] * 3, 3),
-        ("fp32", [], 0),
-        ("fp32", [], 3),
-        ("fp32", [], 11),
-        ("fp32", [], 13),
-        ("fp32", [1.0], 12),
+        ("int8", 8, 0),
+        ("int8", 8, 2),
+        ("int8", 8, 4),
+        ("int8", 8, 12),
+        ("int8", 0, 3),
+        ("int8", 4, 3),
+        ("int8", 7, 3),
+        ("int8", 12, 3),
+        ("int4", 8, 1),
+        ("int4", 8, 3),
+        ("sign", 8, 0),
+        ("sign", 8, 2),
+        ("sign", 4, 1),
+        ("topk", 8, 0),
+        ("topk", 8, 3),
+        ("topk", 8, 5),
+        ("fp32", 0, 0),
+        ("fp32", 0, 3),
+        ("fp32", 0, 11),
+        ("fp32", 0, 13),
+        ("fp32", 4, 12),
     ],
 )
 def test_a_payload_that_does_not_fit_the_plan_is_refused(
-    encoding: str, scales: list[float], payload_bytes: int
+    encoding: str, scales_bytes: int, payload_bytes: int
 ) -> None:
+    encoded = Encoded(bytes(scales_bytes), bytes(payload_bytes), clipped=False)
     with pytest.raises(PeerError) as caught:
-        received(PLAN, encoding, Encoded(scales, bytes(payload_bytes), clipped=False))
+        received(PLAN, encoding, encoded)
     assert caught.value.reason == "shape"
 
 
@@ -220,7 +324,7 @@ def test_the_payload_is_little_endian_and_its_levels_are_symmetric() -> None:
     assert encode_delta(delta, PLAN, "fp32", UNCLIPPED).payload == delta.astype("<f4").tobytes()
     encoded = encode_delta(delta, PLAN, "int8", UNCLIPPED)
     assert np.frombuffer(encoded.payload, np.int8).tolist() == [127, -64, 0]
-    assert encoded.scales == [pytest.approx(1 / 127), 0.0]
+    assert encoded.scales == floats(1 / 127, 0.0)
 
 
 @pytest.mark.parametrize("smallest", [2.0**-149, 1e-44, 1e-40, 1e-37])
@@ -228,10 +332,10 @@ def test_levels_are_right_where_a_scale_has_no_inverse_in_float32(smallest: floa
     delta = np.array([100, -10, 50], np.float32) * np.float32(smallest)
     encoded = encode_delta(delta, PLAN, "int8", UNCLIPPED)
     back = received(PLAN, "int8", encoded).astype(np.float64)
-    assert np.all(np.abs(back - delta) <= max(encoded.scales) / 2 * (1 + 1e-4) + TINY)
+    assert np.all(np.abs(back - delta) <= max(scales_in(encoded)) / 2 * (1 + 1e-4) + TINY)
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", FINEST_FIRST)
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_unit_without_parameters_changes_nothing(encoding: str, at: int) -> None:
     shapes: list[tuple[str, tuple[int, ...]]] = [("a", (2,)), ("b", ())]
@@ -242,13 +346,22 @@ def test_a_unit_without_parameters_changes_nothing(encoding: str, at: int) -> No
     without = encode_delta(delta, PLAN, encoding, UNCLIPPED)
     assert encoded.payload == without.payload
     assert received(plan, encoding, encoded).tolist() == received(PLAN, encoding, without).tolist()
-    if encoding == "int8":
-        assert encoded.scales.pop(at) == 0
-    assert encoded.scales == without.scales
+    scales = scales_in(encoded)
+    if encoding != "fp32":
+        assert scales.pop(at) == 0
+    assert scales == scales_in(without)
+
+
+@pytest.mark.parametrize("encoding", FINEST_FIRST)
+def test_a_plan_of_zeros_or_of_nothing_arrives_as_such(encoding: str) -> None:
+    for shape in ((4,), (0,)):
+        plan = Plan.of(Manifest.of({"a": shape}), ["a"])
+        encoded = encode_delta(np.zeros(plan.size, np.float32), plan, encoding, 1.0)
+        assert received(plan, encoding, encoded).tolist() == [0.0] * plan.size
 
 
 def test_encoding_leaves_the_delta_alone() -> None:
     delta = np.array([30.0, 40.0, 0.0], np.float32)
-    for encoding in ENCODINGS:
+    for encoding in FINEST_FIRST:
         encode_delta(delta, PLAN, encoding, 1.0)
     assert delta.tolist() == [30.0, 40.0, 0.0]
