@@ -1,17 +1,20 @@
 """The aggregator as a process."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from aggregator.ledger import Ledger
 from aggregator.lineage import Lineage
+from aggregator.planner import first_plans
 from aggregator.protocol import AggregatorProtocol
 from aggregator.rows import CommitVersion, Snapshot
 from aggregator.web.api import AggregatorServer
 from hedgerow.core.config import Config
+from hedgerow.core.costs import ModelCosts
 from hedgerow.core.effects import Evaluate, Evaluated
 from hedgerow.core.errors import ConfigError
-from hedgerow.core.plan import Plan, choose_plan
+from hedgerow.core.planbook import PlanSet
 from hedgerow.core.units import Vector
 from hedgerow.runtime.cache import cache_folder
 from hedgerow.runtime.compiler import prepare_tinygrad
@@ -22,6 +25,15 @@ from hedgerow.runtime.metrics import Metrics
 from hedgerow.runtime.ports import NoChannels
 from hedgerow.runtime.service import run_daemon, run_driver
 from hedgerow.runtime.worker import Worker
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the model gives: version 0's plans and parameters, shape (P,), and the costs for later plans."""
+
+    plans: PlanSet
+    params: Vector
+    costs: ModelCosts | None
 
 
 class ServerLink(NoChannels):
@@ -41,11 +53,13 @@ async def _run(config: Config, folder: Path) -> None:
     metrics = Metrics()
     metrics.record("started", 1, {"compiler": prepare_tinygrad(cache_folder()), "level": "info"})
     worker = Worker()
-    plan, params = await worker.run(partial(_prepare, config, worker))
+    model = await worker.run(partial(_prepare, config, worker))
     checkpoint_versions = config.aggregation.checkpoint_versions
     ledger = await Ledger.open(folder, config.fleet.model, checkpoint_versions=checkpoint_versions)
-    snapshot = await _load(ledger, folder, config, plan, params)
-    protocol = AggregatorProtocol(snapshot, plan, config, meter=metrics.counters)
+    snapshot = await _load(ledger, folder, config, model)
+    protocol = AggregatorProtocol(
+        snapshot, model.plans, config, meter=metrics.counters, costs=model.costs
+    )
     server = AggregatorServer(
         config.http,
         lambda peer, message: driver.deliver(peer, message),
@@ -65,9 +79,7 @@ async def _run(config: Config, folder: Path) -> None:
         worker.close()
 
 
-async def _load(
-    ledger: Ledger, folder: Path, config: Config, plan: Plan, params: Vector
-) -> Snapshot:
+async def _load(ledger: Ledger, folder: Path, config: Config, model: _Prepared) -> Snapshot:
     """Return what is on disk, after putting version 0 there if nothing is.
 
     Raises ConfigError beside a damaged ledger: to begin anew would count updates twice and use version
@@ -81,32 +93,34 @@ async def _load(
                 f"--dir: the ledger was damaged and is kept as {damaged[0]}; put a backup in its place,"
                 f" or move it out of {folder} to begin a new model at version 0"
             )
-        first = Lineage(config, plan).first(params, term=0)
-        await ledger.save((CommitVersion(first, params, (), ()),))
+        first = Lineage(config, model.plans).first(model.params, term=0)
+        await ledger.save((CommitVersion(first, model.params, (), ()),))
         snapshot = await ledger.load()
         assert snapshot is not None
     stored = {name: tuple(unit.shape) for name, unit in snapshot.descriptors[-1].units.items()}
-    built = {unit.name: unit.shape for unit in plan.manifest.units}
+    built = {unit.name: unit.shape for unit in model.plans.widest.manifest.units}
     if stored != built:
         raise ConfigError(f"task: builds units {built}, but the ledger's model has {stored}")
     return snapshot
 
 
-def _prepare(config: Config, worker: Worker) -> tuple[Plan, Vector]:
-    """Load model and evaluation data on the thread that owns tinygrad; return plan and first params."""
-    from hedgerow.runtime.model import load_model  # tinygrad reads its environment when imported
+def _prepare(config: Config, worker: Worker) -> _Prepared:
+    """Load model and evaluation data on the thread that owns tinygrad, and make the first plans."""
+    # tinygrad reads its environment when it is imported.
+    from hedgerow.runtime.layers import model_costs
+    from hedgerow.runtime.model import load_model
 
     dataset = load_dataset(config.data, config.fleet.seed)
-    model = load_model(config.task, dataset.input_shape)
+    model = load_model(config.task, dataset.input_shape, config.plan.unit_groups)
 
     def evaluate(job: Evaluate) -> Evaluated:
         data = (dataset.evaluation_inputs, dataset.evaluation_targets)
         return Evaluated(job.job, job.version, model.evaluate(job.params, *data))
 
     worker.use(evaluate=evaluate)
-    chosen = config.plan
-    plan = choose_plan(model.manifest, chosen.units, chosen.last_layers, chosen.preset)
-    return plan, model.initial_params(config.fleet.seed)
+    costs = model_costs(model) if config.plan.budget_bytes else None
+    plans = first_plans(config, model.manifest, costs)
+    return _Prepared(plans, model.initial_params(config.fleet.seed), costs)
 
 
 if __name__ == "__main__":

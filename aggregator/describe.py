@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 from aggregator.lineage import Lineage
+from aggregator.localtests import local_metrics
 from aggregator.observer import Observer
+from aggregator.replanning import Replanning
 from aggregator.status import Status
 from hedgerow.core.config import Config
 
@@ -12,6 +14,7 @@ def describe(
     config: Config,
     lineage: Lineage,
     observer: Observer,
+    replanning: Replanning,
     *,
     term: int,
     done: str,
@@ -22,6 +25,7 @@ def describe(
 ) -> Status:
     """Return the whole picture; `counters` are the process's own."""
     plan = lineage.plan
+    nodes = observer.nodes(now_us)
     return Status(
         site=config.fleet.site,
         model=config.fleet.model,
@@ -41,5 +45,7 @@ def describe(
         counters=dict(counters),
         curve=observer.curve,
         gateways=observer.gateways(now_us),
-        nodes=observer.nodes(now_us),
+        nodes=nodes,
+        plan=replanning.view(),
+        local_metrics=local_metrics(node.state for node in nodes),
     )

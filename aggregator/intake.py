@@ -10,11 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+from msgspec.structs import replace
 
 from aggregator.lineage import Lineage
 from aggregator.mergebuffer import Buffered
 from hedgerow.core.errors import PeerError
-from hedgerow.core.messages import Header, Partial
+from hedgerow.core.messages import Header, Partial, Update
 from hedgerow.core.partial import (
     Accumulator,
     Frame,
@@ -24,6 +25,7 @@ from hedgerow.core.partial import (
     from_wire,
     scalar_weights,
 )
+from hedgerow.core.planbook import check_plan
 from hedgerow.core.quantize import clip_factor, decode_delta, norm
 from hedgerow.core.strategy import Contribution
 
@@ -59,15 +61,20 @@ def _frame(partial: Partial, header: Header, lineage: Lineage) -> Frame:
 
 
 def _contributions(partial: Partial, lineage: Lineage) -> Iterator[Contribution]:
-    if [update.header for update in partial.updates] != partial.headers:
+    same = len(partial.headers) == len(partial.updates)
+    if not same or not all(map(_is_of, partial.headers, partial.updates)):
         raise PeerError("inconsistent", "headers do not match the updates")
     for update in partial.updates:
-        plan = lineage.plans().get(update.plan_id)
-        if plan is None or lineage.descriptor(update.base_version).plan_id != update.plan_id:
-            raise PeerError("unknown-plan", f"update of plan {update.plan_id}")
+        check_plan(lineage.descriptor(update.base_version), update.plan_id)
+        plan = lineage.plans()[update.plan_id]
         delta = decode_delta(update, plan)
         clip = clip_factor(norm(delta), lineage.rules(update.base_version).clip_norm)
         yield Contribution(update.header, plan, delta if clip == 1 else delta * np.float32(clip))
+
+
+def _is_of(header: Header, update: Update) -> bool:
+    """Whether a header is an update's own; a gateway that does not know the base leaves the plan out."""
+    return header in (update.header, replace(update.header, plan_id=update.plan_id))
 
 
 def _sum_updates(partial: Partial, lineage: Lineage) -> PartialAggregate:
@@ -83,7 +90,9 @@ def _check_scalars(partial: Partial, sums: PartialAggregate, lineage: Lineage) -
     for header in partial.headers:
         base = lineage.descriptor(header.base_version)
         frame = _frame(partial, header, lineage)
-        key = (base.plan_id, frame.ref_version, frame.gamma)
+        plan_id = header.plan_id or base.plan_id
+        check_plan(base, plan_id)
+        key = (plan_id, frame.ref_version, frame.gamma)
         own = (*scalar_weights(header, base.rules, frame).fixed(), 1)
         expected[key] = tuple(a + b for a, b in zip(expected[key], own, strict=True))
     if sums.keys() != expected.keys():

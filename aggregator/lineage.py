@@ -1,46 +1,47 @@
 """The versions of the model: parameters, descriptors, and the rules that each was published with."""
 
-from collections import deque
-from collections.abc import Iterable, Mapping
-from statistics import median
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
 from aggregator.rows import Snapshot
+from aggregator.rulebook import Rulebook
 from hedgerow.core.config import Config, LocalTrainingConfig, TrainingConfig
-from hedgerow.core.errors import ConfigError, PeerError
+from hedgerow.core.downlink import Downlink, downlink_for
+from hedgerow.core.errors import PeerError
 from hedgerow.core.inline import inline_of
 from hedgerow.core.merge import MergeContext
-from hedgerow.core.messages import Descriptor, Header, LocalTraining, Rules, UnitVersion
-from hedgerow.core.partial import fixed_point_scale
-from hedgerow.core.plan import Plan
-from hedgerow.core.staleness import law_of
+from hedgerow.core.messages import (
+    Descriptor,
+    LocalTraining,
+    ProbeRequest,
+    Rules,
+    UnitVersion,
+)
+from hedgerow.core.plan import Plan, personal_units
+from hedgerow.core.planbook import PlanBook, PlanSet, plan_set
 from hedgerow.core.units import Vector
 
-_KAPPAS_KEPT = 256
 _LEDGER_TAIL = 256
-_STALENESS_SMOOTHING = 0.95
 
 
 class Lineage:
     """The current version and the former ones that an update may still come from.
 
-    Raises ConfigError when the configured weights leave the fixed point no precision.
+    The next version has nodes train `planned`. `plan_since` is the version that the newest one's plan came
+    with, as far back as versions are known. Raises ConfigError as its `rulebook` does.
     """
 
-    def __init__(self, config: Config, plan: Plan, *, individual: bool = False) -> None:
-        self.manifest = plan.manifest
-        self.plan = plan
-        self.mean_staleness = 0.0
+    def __init__(self, config: Config, plans: Plan | PlanSet, *, individual: bool = False) -> None:
+        self.planned = plans if isinstance(plans, PlanSet) else PlanSet(plans)
+        self.manifest = self.planned.widest.manifest
+        self._personal = personal_units(self.manifest, config.plan.personal)
+        self.plan_since = 0
+        self.rulebook = Rulebook(config)
         self._config = config
         self.individual = individual
         self._descriptors: dict[int, Descriptor] = {}
-        self._plans: dict[str, Plan] = {}
-        self._kappas: deque[float] = deque(maxlen=_KAPPAS_KEPT)
-        try:
-            fixed_point_scale(self._rules())
-        except ValueError as error:
-            raise ConfigError(f"aggregation: {error}") from error
+        self._book = PlanBook()
 
     @property
     def current(self) -> Descriptor:
@@ -80,55 +81,67 @@ class Lineage:
 
     def plans(self) -> Mapping[str, Plan]:
         """Return the plans of the known versions by id."""
-        return self._plans
+        return self._book.plans
+
+    @property
+    def plan(self) -> Plan:
+        """The newest version's plan, the widest that any node trains."""
+        return self._book.plans[self.current.plan_id]
 
     def add(self, descriptor: Descriptor, needed_from: int | None = None) -> None:
         """Add the next version, or one found at the start, and forget those no update may come from.
 
         `needed_from` is the oldest base version of an update that still waits for its merge.
         """
+        plans = self._book.read(descriptor, self.manifest)
+        if not self._descriptors or self.current.plan_id != descriptor.plan_id:
+            self.plan_since = descriptor.version
         self._descriptors[descriptor.version] = descriptor
-        self._plans[descriptor.plan_id] = Plan.of(self.manifest, descriptor.plan)
         oldest = descriptor.version - descriptor.rules.staleness.tau_max
         if needed_from is not None:
             oldest = min(oldest, needed_from)
         self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
+        self._book.take(plans, self._descriptors.values())
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Take up what is on disk: the versions, and what the last updates taught."""
+        """Take up what is on disk: the versions, a searched plan, and what the last updates taught."""
         for descriptor in snapshot.descriptors:
             self.add(descriptor, needed_from=snapshot.descriptors[0].version)
+        # Under a new configuration a unit that was shared may be personal: then the plan begins anew.
+        still_shared = set(self._personal).isdisjoint(self.current.plan)
+        if self._config.plan.budget_bytes and still_shared:
+            self.planned = plan_set(self.current, self._book.plans)
         for row in snapshot.ledger[-_LEDGER_TAIL:]:
-            self.observe([row.header], row.version - 1)
+            self.rulebook.observe([row.header], row.version - 1)
 
     def reopen(
-        self, term: int, *, training_open: bool, sample: list[str] | None = None
+        self,
+        term: int,
+        *,
+        training_open: bool,
+        sample: list[str] | None = None,
+        probe: ProbeRequest | None = None,
     ) -> Descriptor:
-        """Publish the newest version anew under this term, open for training (by the sample) or closed."""
+        """Publish the newest version anew under this term, open for training (by the sample) or closed.
+
+        Its plan stays: a version has one, so that an update names all that must be known of it.
+        """
         renewed = replace(
             self.current,
             term=term,
             training_open=training_open,
             sample=sample,
             individual=self.individual,
+            probe=probe,
         )
         self._descriptors[renewed.version] = renewed
         return renewed
-
-    def observe(self, headers: Iterable[Header], version: int) -> None:
-        """Learn from updates merged into the version after `version`: their staleness and kappa."""
-        for header in headers:
-            staleness = version - header.base_version
-            kept = _STALENESS_SMOOTHING * self.mean_staleness
-            self.mean_staleness = kept + (1 - _STALENESS_SMOOTHING) * staleness
-            if 0 < header.kappa < float("inf"):
-                self._kappas.append(header.kappa)
 
     def first(self, params: Vector, term: int) -> Descriptor:
         """Return the descriptor of version 0."""
         units = {
             name: UnitVersion(digest, 0, list(self.manifest.by_name[name].shape))
-            for name, digest in self.manifest.digests(params).items()
+            for name, digest in self._digests(params).items()
         }
         return self._describe(0, 0, term, units, params)
 
@@ -140,7 +153,7 @@ class Lineage:
             name: parent.units[name]
             if digest == parent.units[name].digest
             else UnitVersion(digest, version, parent.units[name].shape)
-            for name, digest in self.manifest.digests(params).items()
+            for name, digest in self._digests(params).items()
         }
         return self._describe(version, parent.version, term, units, params)
 
@@ -151,7 +164,7 @@ class Lineage:
             manifest=self.manifest,
             version=self.version,
             law=rules.staleness,
-            plans=self._plans,
+            plans=self._book.plans,
             rules=self.rules,
             learning_rate=rules.server_learning_rate,
         )
@@ -160,14 +173,24 @@ class Lineage:
         self, version: int, parent: int, term: int, units: dict[str, UnitVersion], params: Vector
     ) -> Descriptor:
         training = self._config.training
+        downlink = self._downlink(params)
         classes: dict[str, TrainingConfig | LocalTrainingConfig]
-        classes = {"default": training, **training.memory_classes}
+        budgets = self._config.plan.class_budgets
+        classes = {
+            "default": training,
+            **dict.fromkeys(budgets, training),
+            **training.memory_classes,
+        }
+        widest = self.planned.widest
         local = {
             name: LocalTraining(
                 passes=settings.passes,
                 batch_size=settings.batch_size,
                 learning_rate=settings.learning_rate,
                 proximal=settings.proximal,
+                plan_id=self._plan_id_of(name),
+                time_budget_us=round(settings.time_budget_s * 1_000_000),
+                memory_bytes=budgets.get(name, self._config.plan.budget_bytes),
             )
             for name, settings in classes.items()
         }
@@ -176,34 +199,27 @@ class Lineage:
             version=version,
             parent=parent,
             term=term,
-            plan_id=self.plan.plan_id,
-            plan=list(self.plan.names),
+            plan_id=widest.plan_id,
+            plan=list(widest.names),
             units=units,
-            rules=self._rules(),
+            rules=self.rulebook.rules(),
             training=local,
             encoding=training.encoding,
+            downlink=downlink,
             deadline_us=round(self._config.aggregation.deadline_s * 1_000_000),
             individual=self.individual,
-            inline=inline_of(params, self.plan),
+            inline=inline_of(params, widest, downlink),
+            nested={i: list(plan.names) for i, plan in self.planned.nested.items()},
+            personal=list(self._personal),
         )
 
-    def _automatic_rate(self) -> float:
-        """Return 1 / (1 + tau / 2), tau being the mean staleness.
+    def _downlink(self, params: Vector) -> Downlink:
+        return downlink_for(params, self._config.training.downlink)
 
-        About tau merges share one origin, and the half-life law damps each to a half: so the steps of one
-        origin add up to tau / (2 + tau) of a whole one. Whole steps were measured to overshoot and swing.
-        """
-        return 1 / (1 + self.mean_staleness / 2)
+    def _digests(self, params: Vector) -> dict[str, str]:
+        return self.manifest.digests(params, self._downlink(params))
 
-    def _rules(self) -> Rules:
-        aggregation = self._config.aggregation
-        return Rules(
-            staleness=law_of(self._config.staleness, self.mean_staleness),
-            clip_norm=self._config.training.clip_norm,
-            example_exponent=aggregation.example_exponent,
-            example_cap=aggregation.example_cap,
-            variance=aggregation.variance,
-            kappa_ref=median(self._kappas) if self._kappas else 0.0,
-            server_learning_rate=aggregation.learning_rate or self._automatic_rate(),
-            count_max=aggregation.count_max,
-        )
+    def _plan_id_of(self, memory_class: str) -> str:
+        """Return a class's plan as a descriptor names it: "" for the widest."""
+        plan_id = self.planned.of_class(memory_class).plan_id
+        return "" if plan_id == self.planned.widest.plan_id else plan_id

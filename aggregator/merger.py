@@ -28,7 +28,7 @@ class Merger:
         merging = merging_of(self.params, entries, lineage)
         params, self._state = self._strategy.apply(self._state, merging)
         headers = tuple(header for entry in entries for header in entry.partial.headers)
-        lineage.observe(headers, lineage.version)
+        lineage.rulebook.observe(headers, lineage.version)
         ids = tuple(entry.partial.id for entry in entries)
         return CommitVersion(lineage.next(params, term), params, ids, headers)
 

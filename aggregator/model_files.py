@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from hedgerow.core.messages import Descriptor
-from hedgerow.core.units import Manifest, Vector, digest
+from hedgerow.core.units import Manifest, Vector, digest, unit_bytes
 from hedgerow.runtime.ports import StoreError
 from hedgerow.runtime.store import atomic_write
 
@@ -30,7 +30,7 @@ class ModelFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._index: dict[str, tuple[str, str]] = {}
+        self._index: dict[str, tuple[str, str, str]] = {}
 
     def write(self, descriptor: Descriptor, params: Vector) -> str:
         """Write `params`, shape (P,), durably and return the file's name.
@@ -69,18 +69,18 @@ class ModelFiles:
         return manifest_of(descriptor).join(load(data))
 
     def unit(self, unit_digest: str) -> bytes | None:
-        """Return a kept unit's little-endian float32 bytes, None when it is not kept (any more).
+        """Return a kept unit's bytes as published, None when it is not kept (any more).
 
         Raises StoreError where the file is not what was written. May run on any thread.
         """
         entry = self._index.get(unit_digest)
         if entry is None:
             return None
-        name, unit = entry
+        name, unit, downlink = entry
         path = self._path(name)
         try:
             with safe_open(path, framework="numpy") as file:
-                data: bytes = file.get_tensor(unit).tobytes()
+                data = unit_bytes(file.get_tensor(unit), downlink)
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as error:
@@ -92,7 +92,7 @@ class ModelFiles:
     def keep(self, kept: Mapping[str, Descriptor]) -> None:
         """Remove every file but the named ones, and serve the units of those."""
         self._index = {
-            unit.digest: (file, name)
+            unit.digest: (file, name, descriptor.downlink)
             for file, descriptor in kept.items()
             for name, unit in descriptor.units.items()
         }

@@ -8,28 +8,30 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aggregator.acceptance import Acceptance
+from aggregator.deadline import DEADLINE_TIMER, Deadline
 from aggregator.describe import describe
 from aggregator.evaluations import EVALUATE_TIMER, Evaluations
+from aggregator.herald import Herald
 from aggregator.lineage import Lineage
 from aggregator.mergebuffer import MergeBuffer
 from aggregator.merger import Merger
 from aggregator.observer import Observer
 from aggregator.publisher import Publisher
+from aggregator.replanning import Replanning
 from aggregator.rounds import Turntable
 from aggregator.rows import (
     AcceptPartial,
     CommitVersion,
     DropPartials,
     Row,
-    SaveMetrics,
     Snapshot,
 )
 from aggregator.status import Status
 from aggregator.stopping import StopRule
 from hedgerow.core import names
 from hedgerow.core.config import Config
+from hedgerow.core.costs import ModelCosts
 from hedgerow.core.effects import (
-    CancelTimer,
     Effect,
     Evaluated,
     JobFailed,
@@ -39,9 +41,10 @@ from hedgerow.core.effects import (
     SetTimer,
 )
 from hedgerow.core.errors import PeerError
-from hedgerow.core.messages import Descriptor, FleetReport, Partial, Subscribe
+from hedgerow.core.messages import FleetReport, Partial, Subscribe
 from hedgerow.core.outlet import SAVE_TIMER, Outlet, Saves
 from hedgerow.core.plan import Plan
+from hedgerow.core.planbook import PlanSet
 from hedgerow.core.seqset import KnownUpdates
 from hedgerow.core.strategy import FTTE, Strategy
 
@@ -49,18 +52,22 @@ _SECOND_US = 1_000_000
 
 
 class AggregatorProtocol:
-    """One model's aggregator. `meter` reads the process's counters for the status."""
+    """One model's aggregator. `meter` reads the process's counters for the status.
+
+    `plans` are version 0's and those of a fixed plan, `costs` what a plan needs to be searched anew.
+    """
 
     def __init__(
         self,
         snapshot: Snapshot,
-        plan: Plan,
+        plans: Plan | PlanSet,
         config: Config,
         *,
         meter: Callable[[], Mapping[str, int]],
         strategy: Strategy = FTTE,
+        costs: ModelCosts | None = None,
     ) -> None:
-        self.lineage = Lineage(config, plan, individual=strategy.individual)
+        self.lineage = Lineage(config, plans, individual=strategy.individual)
         self.lineage.restore(snapshot)
         self.observer = Observer(snapshot)
         self.stop = StopRule(config.stop)
@@ -69,30 +76,32 @@ class AggregatorProtocol:
         self._meter = meter
         self._outlet = Outlet()
         self._saves: Saves[Row] = Saves(self._outlet)
-        self._publisher = Publisher(self._outlet)
+        self._plans = Replanning(config, costs, self.lineage, self._outlet, snapshot.term)
+        self._publisher = Publisher(self._outlet, self.observer)
         self._buffer = MergeBuffer(KnownUpdates(row.header.id for row in snapshot.ledger))
         self._acceptance = Acceptance(self.lineage, self._buffer, self._saves, self._outlet)
         for partial in snapshot.waiting:
             self._acceptance.restore(partial)
         self._merger = Merger(strategy, snapshot.params, self.lineage)
-        self._turns = Turntable(
-            strategy.rounds,
-            nodes=config.fleet.nodes,
-            buffer_size=config.aggregation.buffer_size,
-            seed=config.fleet.seed,
+        self._turns = Turntable.of(strategy.rounds, config)
+        self._herald = Herald(
+            self.lineage, self._publisher, self.stop, self._turns, self._plans, self._term
         )
         self._committing: CommitVersion | None = None
-        self._deadline_armed = False
-        self._evaluations = Evaluations(self._outlet, max(snapshot.metrics, default=-1))
+        deadline_us = round(config.aggregation.deadline_s * _SECOND_US)
+        self._deadline = Deadline(self._outlet, deadline_us)
+        self._evaluations = Evaluations(
+            self._outlet, self._saves, self.observer, max(snapshot.metrics, default=-1)
+        )
         self._started_us = 0
 
     def start(self, now_us: int) -> None:
         """Publish the newest version under this term and take up the partials found on disk."""
         self._started_us = now_us
-        if self.observer.curve:
-            last = self.observer.curve[-1]
+        self._plans.publishing()
+        for last in self.observer.curve[-1:]:
             self.stop.evaluated(last.version, last.metrics, self.lineage.version)
-        self._reopen()
+        self._herald.renew()
         self._outlet.do(SetTimer("limit", round(self._config.stop.max_s * _SECOND_US)))
         self._go_on()
 
@@ -104,21 +113,20 @@ class AggregatorProtocol:
                     raise PeerError("wrong-source", f"{peer} posted for {message.gateway}")
                 self._acceptance.take(message)
             case Subscribe(after=after):
-                self.observer.link(names.peer_id(peer), connected=True)
                 self._publisher.opened(peer, after, self.lineage.since(after))
             case LinkDown():
-                self.observer.link(names.peer_id(peer), connected=False)
                 self._publisher.closed(peer)
             case FleetReport():
                 self.observer.report(message, now_us)
+                self._plans.take(message.values)
                 self._open_round()
             case _:
                 raise PeerError("malformed", f"{type(message).__name__} from {peer}")
 
     def timer_fired(self, name: str, now_us: int) -> None:
         """The merge deadline, the time limit, or another try at the disk."""
-        if name == "deadline":
-            self._deadline_armed = False
+        if name == DEADLINE_TIMER:
+            self._deadline.fired()
             if not self._merge_if(due=len(self._buffer) > 0):
                 self._open_round(at_least=1)
                 self._arm_deadline()
@@ -155,6 +163,7 @@ class AggregatorProtocol:
             self._config,
             self.lineage,
             self.observer,
+            self._plans,
             term=self._term,
             done=self.stop.done,
             buffered=len(self._buffer),
@@ -181,19 +190,13 @@ class AggregatorProtocol:
             return
         states = self.observer.states()
         if self._turns.draw(self.lineage.version, states, at_least=at_least):
-            self._publisher.push(self._reopen())
+            self._herald.push()
             self._arm_deadline()
-
-    def _reopen(self) -> Descriptor:
-        going_on, sample = not self.stop.done, self._turns.sample
-        return self.lineage.reopen(self._term, training_open=going_on, sample=sample)
 
     def _arm_deadline(self) -> None:
         expected = self._turns.sample is not None or len(self._buffer)
-        if expected and not self._deadline_armed and not self.stop.done:
-            self._deadline_armed = True
-            after_us = round(self._config.aggregation.deadline_s * _SECOND_US)
-            self._outlet.do(SetTimer("deadline", after_us))
+        if expected and not self.stop.done:
+            self._deadline.arm()
 
     def _merge_if(self, *, due: bool) -> bool:
         """Merge everything buffered, if it is due and nothing stands in the way."""
@@ -203,8 +206,7 @@ class AggregatorProtocol:
         commit = self._committing = self._merger.fold(self._buffer.drain(), self._term)
         self._outlet.record("merged", updates=len(commit.headers))
         self._turns.close()
-        self._deadline_armed = False
-        self._outlet.do(CancelTimer("deadline"))
+        self._deadline.cancel()
         self._saves.save(commit)
         return True
 
@@ -227,15 +229,14 @@ class AggregatorProtocol:
         self._publisher.settle(version, self._buffer.settle(commit))
         self.lineage.add(commit.descriptor, needed_from=self._buffer.oldest_base(version))
         self._turns.draw(version, self.observer.states())
-        self._publisher.push(self._reopen())
+        self._plans.publishing()
+        self._herald.push()
         if version % self._config.aggregation.checkpoint_versions == 0:
             self._saves.save(DropPartials(version, self.lineage.oldest))
 
     def _take_metrics(self, version: int, metrics: Mapping[str, float], now_us: int) -> None:
-        self._evaluations.done(version)
-        self.observer.evaluated(version, metrics, (now_us - self._started_us) / _SECOND_US)
-        self._outlet.record("evaluated", version=version, metrics=dict(metrics))
-        self._saves.save(SaveMetrics(version, metrics))
+        self._evaluations.done(version, metrics, (now_us - self._started_us) / _SECOND_US)
+        self._plans.evaluated(version, metrics)
         newest = self.lineage.version + (self._committing is not None)
         self._close(closing=self.stop.evaluated(version, metrics, newest))
         self._go_on()
@@ -246,4 +247,4 @@ class AggregatorProtocol:
             self._outlet.record(
                 "training_closed", reason=self.stop.done, version=self.lineage.version
             )
-            self._publisher.push(self._reopen())
+            self._herald.push()

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from aggregator.observer import Observer
 from hedgerow.core import names
 from hedgerow.core.effects import Send
 from hedgerow.core.messages import Descriptor, Receipt, Receipts, UpdateId
@@ -19,8 +20,9 @@ class Publisher:
     answers.
     """
 
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, outlet: Outlet, observer: Observer) -> None:
         self._outlet = outlet
+        self._observer = observer
         self._streams: set[str] = set()
         self._recent: deque[tuple[int, str, Receipts]] = deque(maxlen=_RECENT)
 
@@ -30,6 +32,7 @@ class Publisher:
         The newest version goes first: its units are the only ones that the gateway will fetch.
         """
         self._streams.add(peer)
+        self._observer.link(names.peer_id(peer), connected=True)
         for version, owner, receipts in self._recent:
             if owner == peer and version > after:
                 self._outlet.do(Send(peer, receipts))
@@ -39,6 +42,7 @@ class Publisher:
     def closed(self, peer: str) -> None:
         """A gateway's stream ended."""
         self._streams.discard(peer)
+        self._observer.link(names.peer_id(peer), connected=False)
 
     def settle(self, version: int, ids_by_gateway: Mapping[str, list[UpdateId]]) -> None:
         """Tell each gateway that its updates are in the ledger as of `version`."""

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Mapping
 
+from hedgerow.core.config import Config
 from hedgerow.core.strategy import Rounds
 
 _ABSENT = ("lost", "disconnected")
@@ -30,6 +31,13 @@ class Turntable:
         self._buffer_size = buffer_size
         self._seed = seed
         self._draws = 0
+
+    @classmethod
+    def of(cls, rounds: Rounds | None, config: Config) -> "Turntable":
+        """Return the turntable of a configured fleet."""
+        fleet = config.fleet
+        size = config.aggregation.buffer_size
+        return cls(rounds, nodes=fleet.nodes, buffer_size=size, seed=fleet.seed)
 
     @property
     def needed(self) -> int:

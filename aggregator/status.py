@@ -40,8 +40,52 @@ class NodeView(Struct, frozen=True):
     traffic: dict[str, int]
 
 
+class PlanRow(Struct, frozen=True):
+    """A memory class's plan: how much it trains, and what that needs by the memory model."""
+
+    memory_class: str
+    units: int
+    parameters: int
+    budget_bytes: int
+    planned_bytes: int
+
+
+class PlanView(Struct, frozen=True):
+    """A searched plan.
+
+    `since_version` is the version that it came with; `value_share` what it is worth of all units' values.
+    The last search was at `searched_version`, -1 for none since the start, for `reason`, and `changed` the
+    plan or not. `answers` of `answers_needed` nodes have answered the probe that is open, 0 while none is.
+    """
+
+    since_version: int
+    value_share: float
+    classes: list[PlanRow]
+    searched_version: int
+    reason: str
+    changed: bool
+    answers: int
+    answers_needed: int
+
+
+class LocalMetric(Struct, frozen=True):
+    """A metric that nodes have measured on their own examples, over the `nodes` that did.
+
+    `kind` is "global" for the version as published, "personal" with each node's own units.
+    """
+
+    metric: str
+    kind: str
+    mean: float
+    worst_decile: float
+    nodes: int
+
+
 class Status(Struct, frozen=True):
-    """The whole picture. `done` is "" while training goes on, else why it ended."""
+    """The whole picture. `done` is "" while training goes on, else why it ended.
+
+    `plan` is None where the plan is fixed.
+    """
 
     site: str
     model: str
@@ -62,3 +106,5 @@ class Status(Struct, frozen=True):
     curve: list[CurvePoint]
     gateways: list[GatewayView]
     nodes: list[NodeView]
+    plan: PlanView | None = None
+    local_metrics: list[LocalMetric] = []

@@ -1,7 +1,8 @@
 """The node's way to a new version: follow the channels of units it lacks, ask for what does not come.
 
 Versions may follow one another faster than a node trains. It fetches only when it is about to need one, and
-then the newest, or it would pay for versions that it never uses.
+then the newest, or it would pay for versions that it never uses; where a round-based strategy has drawn a
+sample of others, it waits for its turn.
 """
 
 from collections.abc import Mapping
@@ -20,12 +21,18 @@ _LONGEST_US = 3_600_000_000
 
 
 class Fetcher:
-    """Keeps a replica up to date; `kept` are the units on disk, so that each is saved only once."""
+    """Keeps a node's replica up to date; `kept` are the units on disk, so that each is saved only once."""
 
     def __init__(
-        self, replica: Replica, outlet: Outlet, saves: Saves[Row], kept: Mapping[str, bytes]
+        self,
+        node: str,
+        replica: Replica,
+        outlet: Outlet,
+        saves: Saves[Row],
+        kept: Mapping[str, bytes],
     ) -> None:
         self.replica = replica
+        self._node = node
         self._outlet = outlet
         self._saves = saves
         self._kept = dict(kept)
@@ -62,7 +69,7 @@ class Fetcher:
 
     def fetch(self) -> None:
         """Follow what the newest version lacks here, and nothing else."""
-        missing = self.replica.missing
+        missing = self.replica.missing if self.replica.is_for(self._node) else []
         if missing == self._asked:
             return
         self._asked = list(missing)

@@ -5,31 +5,36 @@ At most one update per version while a gateway is reachable; offline, up to
 """
 
 import random
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge_node.closing import CLOSE_TIMER, Closing
 from edge_node.courier import RESEND_TIMER, SILENCE_TIMER, Courier
+from edge_node.feedback import Residuals
 from edge_node.fetcher import FETCH_TIMER, Fetcher
+from edge_node.jobs import Jobs
+from edge_node.localtest import LocalTest
 from edge_node.outbox_state import OutboxState
+from edge_node.personal import PersonalUnits
 from edge_node.presence import PRESENCE_TIMER, Presence
+from edge_node.prober import Prober
 from edge_node.replica import Replica
 from edge_node.rows import Books, PutUpdate, Row
 from edge_node.turns import Turns
-from edge_node.work import Work, make_update
+from edge_node.work import Packer, Work
 from hedgerow.core import names
 from hedgerow.core.codec import encode
 from hedgerow.core.config import NodeConfig
 from hedgerow.core.effects import (
     Effect,
+    Evaluated,
     JobFailed,
     JobResult,
     LinkDown,
     LinkUp,
+    Probed,
     Saved,
     SetTimer,
-    Train,
     Trained,
 )
 from hedgerow.core.errors import PeerError
@@ -49,7 +54,7 @@ _REST_TIMER = "rest"
 
 
 class NodeProtocol:
-    """One node; `meter` reads the link's byte counters."""
+    """One node; `meter` reads the link's byte counters, `tests` says whether it has examples for tests."""
 
     def __init__(
         self,
@@ -61,21 +66,22 @@ class NodeProtocol:
         seed: int,
         chunk_bytes: int,
         meter: Callable[[], Mapping[str, int]],
+        tests: bool = False,
     ) -> None:
         self.node = books.node
-        self._config = config
         self._seed = seed
         self._outlet = Outlet()
         self._saves: Saves[Row] = Saves(self._outlet)
         self._replica = Replica(manifest, model, books.units)
-        self._fetcher = Fetcher(self._replica, self._outlet, self._saves, books.units)
-        self._turns = Turns(
-            books.last_base_version,
-            sleep_us=round(config.sleep_s * _SECOND_US),
-            offline_updates=config.offline_updates,
-        )
+        self._fetcher = Fetcher(books.node, self._replica, self._outlet, self._saves, books.units)
+        self._turns = Turns(books.last_base_version, config)
+        self._personal = PersonalUnits(manifest, books.personal, self._outlet)
+        self._jobs = Jobs(self._replica, config, self._turns, self._personal)
+        self._tests = LocalTest(config.test_versions * tests, self._personal, self._outlet)
+        self._residuals = Residuals(manifest, books.residuals, self._outlet)
+        self._packer = Packer(self._residuals, config.max_update_bytes, self._outlet)
         self._courier = Courier(
-            OutboxState(books, config.outbox_updates),
+            OutboxState(books, config.outbox_updates, self._residuals.give_back),
             self._outlet,
             model=model,
             home=config.home,
@@ -84,7 +90,8 @@ class NodeProtocol:
             rng=random.Random(f"{seed}:{books.node}:{books.epoch}"),
         )
         self._work: Work | None = None
-        self._closing = Closing(self._outlet, self._saves)
+        self._prober = Prober(books.node, config, self._outlet)
+        self._closing = Closing(self._outlet, self._saves, self._residuals)
         self._presence = Presence(self._courier, self._outlet, config.memory_class, meter)
         self._next_seq = books.issued + 1
 
@@ -136,19 +143,23 @@ class NodeProtocol:
         self._go_on(now_us)
 
     def job_done(self, result: JobResult, now_us: int) -> None:
-        """Take the result of a training or of a save."""
+        """Take the result of a training, a test, a probe or a save."""
         match result:
             case Trained():
                 self._finish_training(result, now_us)
+            case Evaluated():
+                self._tests.finished(result)
+                self._presence.metrics = self._tests.metrics
+            case Probed():
+                self._prober.finished(result, self._courier.peer, self._replica.model)
             case Saved(job):
                 for row in self._saves.done(job):
                     if isinstance(row, PutUpdate):
                         self._courier.deliver(row)
                         self._presence.state = "ready"
-            case JobFailed(job) if job in self._saves:
-                self._saves.failed(result)
+                self._closing.saved()
             case JobFailed():
-                self._fail_training(result, now_us)
+                self._job_failed(result, now_us)
         self._go_on(now_us)
 
     def effects(self) -> list[Effect]:
@@ -172,8 +183,8 @@ class NodeProtocol:
 
     def _consider(self, now_us: int) -> None:
         """Rest, fetch or train, whichever is next and has nothing in its way."""
-        saving = any(isinstance(row, PutUpdate) for row in self._saves.waiting)
-        if self._work is not None or saving or self._courier.outbox.stuck:
+        busy = self._work is not None or self._prober.busy or self._tests.busy
+        if busy or self._closing.saving or self._courier.outbox.stuck:
             return
         rest_us = self._turns.rest_us(now_us)
         if rest_us > 0:
@@ -185,7 +196,6 @@ class NodeProtocol:
         self._fetcher.fetch()
         base = self._replica.descriptor
         if base is not None and self._turns.wanted(base, self.node, online=self._courier.online):
-            self._make_room()
             self._train(base, now_us)
         elif self._presence.state == "sleeping":
             self._presence.state = "ready"
@@ -197,25 +207,15 @@ class NodeProtocol:
             self._closing.save(row)
 
     def _train(self, base: Descriptor, now_us: int) -> None:
-        plan, params = self._replica.plan, self._replica.params
-        assert plan is not None
-        assert params is not None
-        local = base.training.get(self._config.memory_class) or base.training["default"]
+        """Train from `base`, but answer its probe first."""
         # The seq makes trainings from one version differ, over restarts and reconnections too.
         seed_text = f"{self._seed}:{self.node}:{base.version}:{self._next_seq}"
-        job = Train(
-            job=self._outlet.next_job(),
-            plan=plan,
-            params=params,
-            passes=local.passes,
-            batch_size=local.batch_size,
-            learning_rate=local.learning_rate,
-            seed=zlib.crc32(seed_text.encode()),
-            offset=self._turns.drift,
-            proximal=local.proximal,
-        )
-        self._work = Work(job, base, now_us)
-        self._outlet.do(job)
+        work = self._jobs.next(self._outlet.next_job(), base, seed_text, now_us)
+        if self._courier.peer and self._prober.begin(base, work.job):
+            return
+        self._make_room()
+        self._work = work
+        self._outlet.do(work.job)
         self._presence.began()
         self._courier.listen(wanted=False)
 
@@ -225,17 +225,29 @@ class NodeProtocol:
         self._work = None
         took_us = now_us - work.since_us
         self._presence.trained(took_us, result.peak_bytes)
-        self._turns.finished(work, result.delta, self._replica.version, now_us)
-        update, clipped = make_update(work, result, self._courier.outbox.id_of(self._next_seq))
+        self._jobs.budget.learn(took_us, result.steps)
+        own = self._personal.trained(work, result.delta)
+        self._turns.finished(work, work.shared_part(result.delta), self._replica.version, now_us)
+        update = self._packer.update(work, result, self._courier.outbox.id_of(self._next_seq))
         self._courier.made(update)
-        if clipped:
-            self._outlet.record("clipped", clip_norm=work.base.rules.clip_norm)
         loss = round(result.loss_last, 4)
         self._outlet.record("trained", base=work.base.version, loss=loss, took_us=took_us)
-        self._closing.save(PutUpdate(self._next_seq, work.base.version, encode(update)))
+        self._closing.save(*own, PutUpdate(self._next_seq, work.base.version, encode(update)))
         self._next_seq += 1
+        self._tests.begin(self._replica)
+
+    def _job_failed(self, failed: JobFailed, now_us: int) -> None:
+        if failed.job in self._saves:
+            self._saves.failed(failed)
+        elif failed.job in self._tests:
+            self._tests.failed(failed)
+        elif failed.job in self._prober:
+            self._prober.failed(failed)
+        else:
+            self._fail_training(failed, now_us)
 
     def _fail_training(self, failed: JobFailed, now_us: int) -> None:
+        self._jobs.failed(self._work)
         self._work = None
         self._turns.failed(now_us)
         self._outlet.record("training_failed", reason="compute", detail=failed.detail)

@@ -6,14 +6,14 @@ as a whole or not at all.
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from hedgerow.core.chunks import Pieces
+from hedgerow.core.downlink import unit_values, value_bytes
 from hedgerow.core.errors import PeerError
 from hedgerow.core.inline import inline_units
 from hedgerow.core.messages import BlobPart, Descriptor
 from hedgerow.core.plan import Plan
-from hedgerow.core.units import Manifest, Vector, digest
+from hedgerow.core.planbook import PlanBook
+from hedgerow.core.units import FORMATS, Manifest, Vector, digest
 
 
 class Replica:
@@ -27,13 +27,13 @@ class Replica:
         self._shapes = {unit.name: unit.shape for unit in manifest.units}
         self.model = model
         self.descriptor: Descriptor | None = None
-        self.plan: Plan | None = None
+        self._book = PlanBook()
         self.params: Vector | None = None
         self._wanted: Descriptor | None = None
         self._units = {
             name: body
             for name, body in kept.items()
-            if name in manifest.by_name and len(body) == 4 * manifest.by_name[name].size
+            if name in manifest.by_name and _may_be(body, manifest.by_name[name].size)
         }
         self._digests = {name: digest(body) for name, body in self._units.items()}
         self._pieces: dict[str, Pieces] = {}
@@ -45,6 +45,15 @@ class Replica:
     def version(self) -> int:
         """The adopted version, -1 before the first."""
         return -1 if self.descriptor is None else self.descriptor.version
+
+    def plan(self, plan_id: str) -> Plan:
+        """Return one of the adopted version's plans."""
+        return self._book.plans[plan_id]
+
+    def is_for(self, node: str) -> bool:
+        """Whether the version that is not here yet asks `node` to train, as all do without a sample."""
+        sample = None if self._wanted is None else self._wanted.sample
+        return sample is None or node in sample
 
     def _lacking(self, wanted: Descriptor) -> list[str]:
         lacking = {
@@ -109,7 +118,7 @@ class Replica:
 
     def kept_units(self) -> dict[str, bytes]:
         """Return the units outside the plan, as the store should keep them."""
-        trained = set() if self.plan is None else set(self.plan.names)
+        trained = set() if self.descriptor is None else set(self.descriptor.plan)
         return {name: body for name, body in self._units.items() if name not in trained}
 
     def _check(self, descriptor: Descriptor) -> None:
@@ -120,33 +129,31 @@ class Replica:
         if theirs != ours:
             detail = f"the aggregator's model has units {theirs}, this node's task builds {ours}"
             raise PeerError("shape", detail)
-        unknown = [name for name in descriptor.plan if name not in ours]
-        if unknown or self._plan_of(descriptor).plan_id != descriptor.plan_id:
-            raise PeerError("unknown-plan", f"plan {descriptor.plan_id} does not fit its units")
-
-    def _plan_of(self, descriptor: Descriptor) -> Plan:
-        """Return the descriptor's plan; it rarely changes from one version to the next."""
-        if self.plan is not None and list(self.plan.names) == descriptor.plan:
-            return self.plan
-        return Plan.of(self.manifest, descriptor.plan)
+        self._book.read(descriptor, self.manifest)
 
     def _adopt_if_complete(self) -> bool:
         if self._wanted is None or self.missing:
             return False
         descriptor = self._wanted
+        downlink = descriptor.downlink
         newer = descriptor.version > self.version
         units = {
             name: self._fetched.get(unit.digest) or self._units[name]
             for name, unit in descriptor.units.items()
         }
         for name, body in units.items():
-            if len(body) != 4 * self.manifest.by_name[name].size:
+            if len(body) != value_bytes(downlink) * self.manifest.by_name[name].size:
                 self._wanted, self.missing = None, []
                 raise PeerError("shape", f"unit {name} has {len(body)} bytes")
         self._units, self._fetched, self._wanted = units, {}, None
         self._digests = {name: unit.digest for name, unit in descriptor.units.items()}
         self.descriptor = descriptor
-        self.plan = self._plan_of(descriptor)
-        arrays = {name: np.frombuffer(body, "<f4") for name, body in units.items()}
+        self._book.take(self._book.read(descriptor, self.manifest), [descriptor])
+        arrays = {name: unit_values(body, downlink) for name, body in units.items()}
         self.params = self.manifest.join(arrays)
         return newer
+
+
+def _may_be(body: bytes, size: int) -> bool:
+    """Whether bytes may be a unit of so many values, in whatever format its version had."""
+    return len(body) in [kind.itemsize * size for kind in FORMATS.values()]

@@ -1,7 +1,9 @@
 """When a node may train: once per version, and a bounded number of times more while it is alone."""
 
 from edge_node.work import Work
+from hedgerow.core.config import NodeConfig
 from hedgerow.core.messages import Descriptor
+from hedgerow.core.plan import Plan
 from hedgerow.core.units import Vector
 
 _RETRY_US = 10_000_000
@@ -10,22 +12,28 @@ _RETRY_US = 10_000_000
 class Turns:
     """The node's place in its cycle of training and rest.
 
-    `trained_version` is the newest version that an update was made from, -1 for none. `drift`, shape (p,),
-    is what the node has added to its current version: alone, it goes on from there.
+    `trained_version` is the newest version that an update was made from, -1 for none.
     """
 
-    def __init__(self, trained_version: int, *, sleep_us: int, offline_updates: int) -> None:
-        self.drift: Vector | None = None
+    def __init__(self, trained_version: int, config: NodeConfig) -> None:
+        self._drift: tuple[Plan, Vector] | None = None
         self._trained_version = trained_version
-        self._sleep_us = sleep_us
-        self._offline_updates = offline_updates
+        self._sleep_us = round(config.sleep_s * 1_000_000)
+        self._offline_updates = config.offline_updates
         self._offline_count = 0
         self._rest_until_us = 0
 
     def adopted(self) -> None:
         """A newer version is here."""
-        self.drift = None
+        self._drift = None
         self._offline_count = 0
+
+    def offset(self, plan: Plan) -> Vector | None:
+        """Return what the node has added to its version so far, shape (p,): alone, it goes on from there.
+
+        It belongs to the plan it was trained under; under another one the node begins at the version.
+        """
+        return self._drift[1] if self._drift is not None and self._drift[0] == plan else None
 
     def wanted(self, base: Descriptor, node: str, *, online: bool) -> bool:
         """Whether there is a reason for `node` to train from `base`."""
@@ -45,11 +53,11 @@ class Turns:
         self._rest_until_us = 0
 
     def finished(self, work: Work, delta: Vector, version: int, now_us: int) -> None:
-        """A training ended in an update while the node's version was `version`."""
-        base, offset = work.base.version, work.job.offset
+        """A training ended in an update of `delta`, shape (p,), while the node's version was `version`."""
+        base, offset = work.base.version, self.offset(work.plan)
         if version == base:
             self._offline_count += base <= self._trained_version
-            self.drift = delta if offset is None else offset + delta
+            self._drift = (work.plan, delta if offset is None else offset + delta)
         self._trained_version = max(self._trained_version, base)
         self._rest_until_us = now_us + self._sleep_us
 

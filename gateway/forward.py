@@ -9,6 +9,7 @@ from hedgerow.core import names
 from hedgerow.core.effects import Send
 from hedgerow.core.messages import (
     BucketSums,
+    Header,
     Partial,
     PartialReply,
     Receipt,
@@ -19,11 +20,15 @@ from hedgerow.core.messages import (
 )
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.partial import Accumulator, PartialAggregate, frame_for, to_wire
+from hedgerow.core.plan import Plan
+from hedgerow.core.planbook import header_of
 from hedgerow.core.quantize import decode_delta
 
 MAX_BUCKETS = 8
 _UPDATE_OVERHEAD_BYTES = 160
 _BUCKET_OVERHEAD_BYTES = 120
+_NORM_BYTES = 5
+"""One unit's sum of squared norms, a whole number in MessagePack."""
 
 
 def group_for_partials(updates: Iterable[Update], newest: Rules) -> list[list[Update]]:
@@ -55,6 +60,10 @@ def sum_updates(updates: Iterable[Update], relay: Relay) -> PartialAggregate:
         frame = frame_for(base, update.base_version, relay.newest.rules, relay.version)
         sums.add(update.header, decode_delta(update, plan), plan, base, frame)
     return sums.result()
+
+
+def _sum_bytes(plan: Plan) -> int:
+    return 4 * plan.size + _NORM_BYTES * len(plan.names) + _BUCKET_OVERHEAD_BYTES
 
 
 class Forwarder:
@@ -110,7 +119,7 @@ class Forwarder:
             gateway=self._gateway,
             model=self._model,
             at_version=self._relay.version,
-            headers=[update.header for update in group],
+            headers=[self._header(update) for update in group],
             sums=sums,
             updates=[] if sums else group,
         )
@@ -120,6 +129,12 @@ class Forwarder:
         self._outlet.record("partial_posted", kind="sums" if sums else "updates")
         self._outlet.do(Send(names.AGGREGATOR, partial))
 
+    def _header(self, update: Update) -> Header:
+        """Return an update's header, which names its plan where that is not its base version's own."""
+        if not self._relay.knows(update.base_version):
+            return update.header
+        return header_of(update, self._relay.descriptor(update.base_version))
+
     def _sums(self, group: list[Update]) -> list[BucketSums]:
         """Return the group's sums, or none where the updates themselves cost fewer bytes or do not fit."""
         assert self._relay.newest is not None
@@ -127,10 +142,8 @@ class Forwarder:
             return []
         decays = self._relay.newest.rules.staleness.decays_at_gateway
         buckets = {(u.plan_id, 0 if decays else u.base_version) for u in group}
-        as_updates = sum(len(u.payload) + _UPDATE_OVERHEAD_BYTES for u in group)
-        as_sums = sum(
-            4 * self._relay.plan(plan_id).size + _BUCKET_OVERHEAD_BYTES for plan_id, _ in buckets
-        )
+        as_updates = sum(len(u.payload) + len(u.scales) + _UPDATE_OVERHEAD_BYTES for u in group)
+        as_sums = sum(_sum_bytes(self._relay.plan(plan_id)) for plan_id, _ in buckets)
         if as_updates <= as_sums:
             return []
         try:

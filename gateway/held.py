@@ -46,7 +46,7 @@ class HeldUpdates:
 
     def admit(self, update: Update) -> None:
         """Hold an update; call it when there is `room_for` its whole message."""
-        size_bytes = len(update.payload) + _OVERHEAD_BYTES
+        size_bytes = len(update.payload) + len(update.scales) + _OVERHEAD_BYTES
         admitted = self.buffer.admit(update.id, Held(update), size_bytes)
         assert admitted, f"no room for {update.id}"
         self._pending[update.id] = update

@@ -18,6 +18,7 @@ from hedgerow.core.messages import (
     UpdateId,
 )
 from hedgerow.core.outlet import Outlet
+from hedgerow.core.planbook import check_plan
 from hedgerow.core.quantize import update_norm
 
 _NORM_TOLERANCE = 1.001
@@ -113,8 +114,7 @@ class Intake:
             raise PeerError("future-version", f"base version {base_version} is not known here yet")
         if self._relay.is_stale(base_version):
             return  # it may have been applied long ago: the aggregator tells
-        if self._relay.descriptor(base_version).plan_id != plan_id:
-            raise PeerError("unknown-plan", f"version {base_version} has another plan")
+        check_plan(self._relay.descriptor(base_version), plan_id)
 
     def _admit(self, update_id: UpdateId, body: bytes) -> Update | None:
         try:

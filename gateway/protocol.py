@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gateway.answers import Answers
 from gateway.flushing import FLUSH_TIMER, Flushing
 from gateway.forward import Forwarder
 from gateway.held import HeldUpdates
@@ -39,6 +40,7 @@ from hedgerow.core.messages import (
     Offer,
     Partial,
     PartialReply,
+    ProbeAnswer,
     Receipts,
 )
 from hedgerow.core.outlet import Outlet
@@ -69,6 +71,7 @@ class GatewayProtocol:
         self._held = HeldUpdates(config.held_updates, config.held_bytes)
         self._relay = Relay(gateway, model, chunk_bytes, self._outlet)
         self._roster = Roster(gateway, self._outlet)
+        self._answers = Answers(model, self._outlet)
         self._uplink = Uplink(gateway, self._outlet, rng)
         self._intake = Intake(
             self._held, self._relay, self._outlet, model=model, max_held_bytes=config.held_bytes
@@ -170,6 +173,8 @@ class GatewayProtocol:
                 self._relay.serve_again(message.digests)
             case NodeState():
                 self._roster.take(peer, message, now_us)
+            case ProbeAnswer():
+                self._answers.take(peer, message)
             case _:
                 raise PeerError("malformed", f"{type(message).__name__} from {peer}")
 
@@ -197,6 +202,7 @@ class GatewayProtocol:
                 boot=self.boot,
                 nodes=self._roster.take_report(),
                 counters={**self._meter(), **counters},
+                values=self._answers.take_report(),
             )
             self._outlet.do(Send(names.AGGREGATOR, report))
         if len(self._roster) != self._announced_nodes:

@@ -12,6 +12,7 @@ from hedgerow.core.inline import carried
 from hedgerow.core.messages import BlobPart, BlobsWanted, Descriptor, Rules
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.plan import Plan
+from hedgerow.core.planbook import PlanBook
 from hedgerow.core.units import Manifest
 
 VERSIONS_KEPT = 3
@@ -26,7 +27,7 @@ class Relay:
         self._chunk_bytes = chunk_bytes
         self._outlet = outlet
         self._descriptors: dict[int, Descriptor] = {}
-        self._plans: dict[str, Plan] = {}
+        self._book = PlanBook()
         self._blobs: dict[str, bytes] = {}
         self._served: list[Descriptor] = []
         self.newest: Descriptor | None = None
@@ -68,7 +69,7 @@ class Relay:
 
     def plan(self, plan_id: str) -> Plan:
         """Return a plan of some known version. Raises PeerError for any other."""
-        found = self._plans.get(plan_id)
+        found = self._book.plans.get(plan_id)
         if found is None:
             raise PeerError("unknown-plan", f"plan {plan_id} is not known here")
         return found
@@ -80,19 +81,21 @@ class Relay:
                 "wrong-model", f"descriptor of {descriptor.model}, this is {self._model}"
             )
         manifest = Manifest.of({name: unit.shape for name, unit in descriptor.units.items()})
-        unknown = set(descriptor.plan) - manifest.by_name.keys()
-        if unknown or Plan.of(manifest, descriptor.plan).plan_id != descriptor.plan_id:
-            raise PeerError("unknown-plan", f"plan {descriptor.plan_id} does not match its units")
+        plans = self._book.read(descriptor, manifest)
         if self.is_stale(descriptor.version):
             return  # no update of it can be summed here, and nothing below would forget it again
-        plan = Plan.of(manifest, descriptor.plan)
-        self._plans[plan.plan_id] = plan
         self._descriptors[descriptor.version] = descriptor
-        if descriptor.version < self.version:
-            return
-        self.newest = descriptor
-        oldest = descriptor.version - descriptor.rules.staleness.tau_max
-        self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
+        newer = descriptor.version >= self.version
+        if newer:
+            self.newest = descriptor
+            oldest = descriptor.version - descriptor.rules.staleness.tau_max
+            self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
+        self._book.take(plans, self._descriptors.values())
+        if newer:
+            self._bring(descriptor)
+
+    def _bring(self, descriptor: Descriptor) -> None:
+        """Fetch what the newest version lacks here, and serve it once it is complete."""
         # A version may be overtaken before it was complete: its units are of no use then.
         useful: set[str] = set().union(*(_apart(d) for d in (*self._served, descriptor)))
         self._blobs = {name: body for name, body in self._blobs.items() if name in useful}

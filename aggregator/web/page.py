@@ -30,8 +30,9 @@ _ENVIRONMENT.filters.update(
     size=words.size,
     state_words=words.state_words,
     metric_text=words.metric_text,
+    kind_words=words.kind_words,
 )
-_ENVIRONMENT.globals.update(plural=words.plural)
+_ENVIRONMENT.globals.update(plural=words.plural, plan_words=words.plan_words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Plain words for what the page shows: for the person in the field, not for us."""
 
-from aggregator.status import Status
+from aggregator.status import PlanView, Status
 
 _REASONS = {
     "malformed": "the message could not be read",
@@ -28,7 +28,12 @@ _REASONS = {
     "compute": "the computation failed",
     "overlap": "parts were known already; it is built again without them",
     "known": "all of it was known already",
-    "full": "the node's store was full",
+    "full": "there was no room for it",
+    "offline": "the node had lost its gateway",
+    "thin-link": "the node's link is too thin for it",
+    "repeated": "the node had answered already",
+    "unknown-round": "it belongs to a question that is closed",
+    "fixed-plan": "the plan is fixed",
 }
 
 _EVENTS = {
@@ -45,7 +50,13 @@ _EVENTS = {
     "store_quarantined": "Damaged store set aside",
     "blob_unreadable": "Damaged model file",
     "evaluation_failed": "Evaluation failed",
+    "test_failed": "Test on own examples failed",
+    "personal_dropped": "Own pieces of the model set aside",
     "training_failed": "Training failed",
+    "probe_failed": "Answer to a probe failed",
+    "probe_refused": "Answer to a probe not used",
+    "probe_answer_dropped": "Answer to a probe lost",
+    "probe_skipped": "Probe not answered",
     "mqtt_dropped_oversize": "Message too large for the broker",
     "mqtt_dropped_queued": "Messages dropped while the broker was away",
     "mqtt_dropped_unacknowledged": "Messages the broker never confirmed",
@@ -59,10 +70,18 @@ _STATES = {
     "disconnected": "signed off",
     "lost": "lost: no sign of life",
 }
+_KINDS = {"global": "as published", "personal": "with the node's own pieces"}
 _ENDS = {
     "target": "the goal is reached",
     "max-versions": "the most versions that were asked for are made",
     "max-time": "the time that was given is over",
+}
+_SEARCHES = {
+    "first-values": "the first answers of the nodes",
+    "interval": "it was time",
+    "stall": "training had stopped to improve",
+    "budget": "the old one needed more memory than is allowed",
+    "nothing-fits": "nothing that fits promises any gain",
 }
 _UNITS = ((86_400.0, "day"), (3_600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 _JUST_NOW_S = 5.0
@@ -111,6 +130,11 @@ def state_words(state: str) -> str:
     return _STATES.get(state, state)
 
 
+def kind_words(kind: str) -> str:
+    """Return which model was tested on a node's own examples."""
+    return _KINDS.get(kind, kind)
+
+
 def problem(counter: str) -> tuple[str, str] | None:
     """Return what a counter says was left out and why; None for one that tells of no loss."""
     event, _, reason = counter.partition(":")
@@ -124,6 +148,27 @@ def metric_text(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def plan_words(plan: PlanView) -> str:
+    """Return since when a searched plan is in use, what it is worth, and what the last search came to."""
+    told = [
+        (
+            f"Chosen for the memory of the devices, in use since version {plan.since_version}; worth"
+            f" {plan.value_share:.0%} of what training everything would be."
+        )
+    ]
+    if plan.searched_version >= 0:
+        result = "the plan was changed" if plan.changed else "the plan stays"
+        why = _SEARCHES.get(plan.reason, plan.reason)
+        told.append(
+            f"Last looked for a better one at version {plan.searched_version}: {result} ({why})."
+        )
+    if plan.answers_needed:
+        told.append(
+            f"The nodes are being asked: {plan.answers} of {plan.answers_needed} answers are here."
+        )
+    return " ".join(told)
 
 
 def sentence(status: Status, value: float | None) -> str:

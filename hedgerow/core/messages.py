@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from hedgerow.core.config import Identifier
+from hedgerow.core.downlink import Downlink
 from hedgerow.core.staleness import StalenessLaw
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -17,6 +18,9 @@ UnitName = Annotated[str, Meta(min_length=1, max_length=128)]
 Word = Annotated[str, Meta(max_length=64)]
 NodeStateName = Literal["ready", "training", "sleeping", "disconnected", "lost"]
 ReceiptStatus = Literal["admitted", "busy", "settled", "rejected"]
+
+
+Encoding = Literal["fp32", "int8", "int4", "sign", "topk"]
 
 
 class UpdateId(Struct, frozen=True, array_like=True, order=True):
@@ -28,12 +32,16 @@ class UpdateId(Struct, frozen=True, array_like=True, order=True):
 
 
 class Header(Struct, frozen=True, array_like=True):
-    """What a partial aggregate says of each update in it."""
+    """What a partial aggregate says of each update in it.
+
+    `plan_id` is "" where the update was trained under its base version's own plan.
+    """
 
     id: UpdateId
     base_version: Count
     examples: Count
     kappa: float
+    plan_id: Word = ""
 
 
 WIRE_VERSION = 1
@@ -54,8 +62,8 @@ class Update(_Message, frozen=True, kw_only=True, tag="update"):
     plan_id: Digest
     examples: Annotated[int, Meta(ge=1, lt=1 << 31)]
     kappa: float
-    encoding: Literal["fp32", "int8"]
-    scales: Annotated[list[float], Meta(max_length=4096)]
+    encoding: Encoding
+    scales: Annotated[bytes, Meta(max_length=4 * 4096)]
     payload: bytes
 
     @property
@@ -130,7 +138,11 @@ class BlobPart(_Message, frozen=True, kw_only=True, tag="blob"):
 
 
 class NodeState(_Message, frozen=True, kw_only=True, tag="node-state"):
-    """A node's retained state; the broker publishes it as "lost" when the node dies."""
+    """A node's retained state; the broker publishes it as "lost" when the node dies.
+
+    `metrics` are of its last test on its own examples: "global NAME" those of the version as published, and
+    "personal NAME" those with the units that the node keeps to itself.
+    """
 
     node: Identifier
     epoch: Count
@@ -141,6 +153,7 @@ class NodeState(_Message, frozen=True, kw_only=True, tag="node-state"):
     usual_us: Count = 0
     peak_bytes: Count = 0
     counters: Annotated[dict[Word, Count], Meta(max_length=64)] = {}
+    metrics: Annotated[dict[Word, float], Meta(max_length=32)] = {}
 
 
 class GatewayState(_Message, frozen=True, kw_only=True, tag="gateway-state"):
@@ -162,12 +175,39 @@ class UnitVersion(Struct, frozen=True, array_like=True):
 
 
 class LocalTraining(Struct, frozen=True, kw_only=True):
-    """How nodes of one memory class train."""
+    """How nodes of one memory class train.
+
+    `plan_id` names one of the descriptor's nested plans, "" the descriptor's own; a training is to end
+    within `time_budget_us` and its tensors are to fit `memory_bytes`, for which the plan was searched; 0 is
+    no bound.
+    """
 
     passes: Annotated[int, Meta(ge=1, le=10_000)]
     batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
     learning_rate: Annotated[float, Meta(gt=0)]
     proximal: Annotated[float, Meta(ge=0)] = 0.0
+    plan_id: Word = ""
+    time_budget_us: Count = 0
+    memory_bytes: Count = 0
+
+
+class ProbeRequest(Struct, frozen=True, kw_only=True):
+    """Asks a share of the nodes for the units' mean squared gradients at this version.
+
+    A node takes part when a number drawn from its name and `round` is below `share`; once per round.
+    """
+
+    round: Count
+    share: Annotated[float, Meta(gt=0, le=1)]
+    batches: Annotated[int, Meta(ge=1, le=1024)] = 4
+
+
+class UnitValues(Struct, frozen=True, array_like=True):
+    """One node's answer to a probe: the mean squared gradient norm of each unit that it could probe."""
+
+    node: Identifier
+    round: Count
+    values: Annotated[dict[UnitName, float], Meta(max_length=4096)]
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -190,6 +230,9 @@ class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
     "default". A model in which `training_open` is false is finished: nodes train no more and drain.
     `sample` names the nodes that a round-based strategy asks to train from this version, None asks all;
     `individual` asks gateways to pass updates on unsummed; `inline` are the plan's units (`core.inline`).
+    All units' bytes are in the format `downlink` (`core.downlink`).
+    `nested` has plans by id that are parts of `plan`, for memory classes; `personal` units are trained by
+    nodes and never leave them; `probe` asks for the units' values.
     """
 
     model: Identifier
@@ -201,12 +244,16 @@ class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
     units: Annotated[dict[UnitName, UnitVersion], Meta(min_length=1, max_length=4096)]
     rules: Rules
     training: Annotated[dict[Word, LocalTraining], Meta(min_length=1, max_length=64)]
-    encoding: Literal["fp32", "int8"]
+    encoding: Encoding
+    downlink: Downlink = "fp32"
     deadline_us: Count
     training_open: bool = True
     sample: Annotated[list[Identifier], Meta(max_length=1 << 14)] | None = None
     individual: bool = False
     inline: Annotated[bytes, Meta(max_length=1 << 16)] = b""
+    nested: Annotated[dict[Digest, list[UnitName]], Meta(max_length=64)] = {}
+    personal: Annotated[list[UnitName], Meta(max_length=4096)] = []
+    probe: ProbeRequest | None = None
 
 
 class BucketSums(Struct, frozen=True, array_like=True):
@@ -230,7 +277,7 @@ class BucketSums(Struct, frozen=True, array_like=True):
 
 
 class Partial(_Message, frozen=True, kw_only=True, tag="partial"):
-    """A gateway's partial aggregate: sums, or the int8 updates themselves where those are smaller."""
+    """A gateway's partial aggregate: sums, or the updates themselves where those are smaller."""
 
     id: Word
     gateway: Identifier
@@ -261,13 +308,21 @@ class Subscribe(_Message, frozen=True, kw_only=True, tag="subscribe"):
     after: Count
 
 
+class ProbeAnswer(_Message, frozen=True, kw_only=True, tag="probe-answer"):
+    """A node's answer to a probe, on its way to the gateway; it may be lost without harm."""
+
+    model: Identifier
+    values: UnitValues
+
+
 class FleetReport(_Message, frozen=True, kw_only=True, tag="fleet-report"):
-    """What a gateway knows of its nodes and of itself, for the operator's eyes only."""
+    """What a gateway knows of its nodes and of itself, for the operator's eyes, and answers to probes."""
 
     gateway: Identifier
     boot: Count
     nodes: Annotated[list[NodeState], Meta(max_length=8192)]
     counters: Annotated[dict[Word, Count], Meta(max_length=256)] = {}
+    values: Annotated[list[UnitValues], Meta(max_length=1024)] = []
 
 
 Message = (
@@ -285,5 +340,6 @@ Message = (
     | Partial
     | PartialReply
     | Subscribe
+    | ProbeAnswer
     | FleetReport
 )

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from aggregator.lineage import Lineage
 from aggregator.protocol import AggregatorProtocol
 from aggregator.rows import (
     CommitVersion,
     Snapshot,
 )
 from hedgerow.core.config import Config
+from hedgerow.core.costs import ModelCosts
 from hedgerow.core.effects import (
     Effect,
     Evaluate,
@@ -44,13 +46,22 @@ class Bench:
     """An aggregator protocol and what it asked for by the last input."""
 
     def __init__(
-        self, snapshot: Snapshot | None = None, versions: int = 1, **sections: Any
+        self,
+        snapshot: Snapshot | None = None,
+        versions: int = 1,
+        lineage: Lineage | None = None,
+        costs: ModelCosts | None = None,
+        **sections: Any,
     ) -> None:
         self.config = config_of(**sections)
-        self.lineage = make_lineage(versions, self.config)
+        self.lineage = lineage or make_lineage(versions, self.config)
         self.now_us = 1_000
         self.aggregator = AggregatorProtocol(
-            snapshot or make_snapshot(self.lineage), PLAN, self.config, meter=lambda: {"seen": 1}
+            snapshot or make_snapshot(self.lineage),
+            PLAN,
+            self.config,
+            meter=lambda: {"seen": 1},
+            costs=costs,
         )
         self.count = 0
         self.start_effects = self.effects = self.do(lambda: self.aggregator.start(self.now_us))

@@ -60,7 +60,7 @@ def parts(version: int) -> list[BlobPart]:
 class Bench:
     """A node protocol and what it asked for by the last input."""
 
-    def __init__(self, books: Books | None = None, **config: Any) -> None:
+    def __init__(self, books: Books | None = None, *, tests: bool = False, **config: Any) -> None:
         self.now_us = 1_000
         self.node = NodeProtocol(
             books or make_books(),
@@ -70,6 +70,7 @@ class Bench:
             seed=1,
             chunk_bytes=CHUNK_BYTES,
             meter=lambda: {"mqtt_bytes_up": 5},
+            tests=tests,
         )
         self.effects: list[Effect] = []
         self.do(lambda: self.node.start(self.now_us))

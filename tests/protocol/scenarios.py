@@ -16,6 +16,7 @@ from hedgerow.core.effects import Announce, Effect, Record, Save, Send, SetTimer
 from hedgerow.core.messages import Chunk, Descriptor, NodeState, Partial, Update, UpdateId
 from hedgerow.core.partial import add, contribution, frame_for, to_wire
 from hedgerow.core.plan import Plan
+from hedgerow.core.planbook import header_of
 from hedgerow.core.quantize import encode_delta
 from hedgerow.core.units import Manifest, Vector
 
@@ -113,6 +114,11 @@ def delta_of(value: float = 0.25, plan: Plan = PLAN) -> Vector:
     return np.full(plan.size, value, np.float32)
 
 
+def scales_of(value: float) -> bytes:
+    """Return one scale for every unit of the plan."""
+    return np.full(len(PLAN.names), value, "<f4").tobytes()
+
+
 def make_update(
     seq: int = 1, base: int = 0, node: str = "node-1", *, value: float = 0.25, **changes: Any
 ) -> Update:
@@ -146,13 +152,17 @@ def make_partial(
 ) -> Partial:
     """Return what a gateway that knows the lineage's newest version posts of these updates."""
     updates = list(updates)
+    known = {descriptor.version: descriptor for descriptor in lineage.since(0)}
     sums = [] if raw else to_wire(sums_of(updates, lineage))
     return Partial(
         id=partial_id,
         gateway=gateway,
         model=MODEL,
         at_version=lineage.version,
-        headers=[update.header for update in updates],
+        headers=[
+            header_of(u, known[u.base_version]) if u.base_version in known else u.header
+            for u in updates
+        ],
         sums=sums,
         updates=updates if raw else [],
     )
@@ -163,15 +173,16 @@ def sums_of(updates: Iterable[Update], lineage: Lineage) -> Any:
     for update in updates:
         base = lineage.rules(update.base_version)
         frame = frame_for(base, update.base_version, lineage.current.rules, lineage.version)
-        delta = _decoded(update)
-        parts.append(contribution(update.header, delta, PLAN, base, frame))
+        plan = lineage.plans()[update.plan_id]
+        parts.append(contribution(update.header, _decoded(update, plan), plan, base, frame))
     return add(*parts)
 
 
-def _decoded(update: Update) -> Vector:
+def _decoded(update: Update, plan: Plan) -> Vector:
     levels = np.frombuffer(update.payload, np.int8).astype(np.float32)
-    for where, scale in zip(PLAN.slices.values(), update.scales, strict=True):
-        levels[where] *= np.float32(scale)
+    scales = np.frombuffer(update.scales, "<f4")
+    for where, scale in zip(plan.slices.values(), scales, strict=True):
+        levels[where] *= scale
     return levels
 
 

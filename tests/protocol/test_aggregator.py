@@ -37,6 +37,7 @@ from tests.protocol.scenarios import (
     recorded,
     saved_rows,
     saves,
+    scales_of,
     sent,
     timers,
 )
@@ -144,7 +145,7 @@ def test_raw_updates_are_checked_like_sums() -> None:
     cases = {
         "unknown-plan": make_update(1, plan_id=WHOLE.plan_id),
         "shape": make_update(1, payload=b"12"),
-        "not-finite": make_update(1, scales=[float("inf")] * 3),
+        "not-finite": make_update(1, scales=scales_of(float("inf"))),
         "future-version": make_update(1, base=7),
     }
     for reason, update in cases.items():

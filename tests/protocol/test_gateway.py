@@ -31,6 +31,7 @@ from tests.protocol.scenarios import (
     make_update,
     node_state,
     recorded,
+    scales_of,
     sent,
     timers,
 )
@@ -54,9 +55,9 @@ def test_an_update_is_admitted_and_its_node_told_when_it_asks() -> None:
         ("wrong-model", make_update(model="other")),
         ("unknown-plan", make_update(plan_id=WHOLE.plan_id)),
         ("shape", make_update(payload=b"123")),
-        ("shape", make_update(scales=[1.0])),
-        ("not-finite", make_update(scales=[float("nan")] * 3)),
-        ("norm", make_update(scales=[100.0] * 3)),
+        ("shape", make_update(scales=scales_of(1.0)[:4])),
+        ("not-finite", make_update(scales=scales_of(float("nan")))),
+        ("norm", make_update(scales=scales_of(100.0))),
     ],
 )
 def test_what_no_other_try_can_mend_is_rejected_for_ever(reason: str, update: Update) -> None:

@@ -225,6 +225,15 @@ def test_a_node_outside_the_sample_does_not_train_nor_does_it_alone(sample: list
     assert VERSIONS not in unfollowed(effects), "its turn may come"
 
 
+def test_a_node_outside_the_sample_fetches_nothing_until_it_is_its_turn() -> None:
+    bench = Bench().online()
+    assert followed(bench.hear("gw/gw-1", sampled(0, "node-2"))) == set()
+    units = followed(bench.hear("gw/gw-1", sampled(0, "node-1")))
+    assert units
+    assert all(channel.startswith("blob/") for channel in units)
+    assert unfollowed(bench.hear("gw/gw-1", sampled(1, "node-2"))) == units
+
+
 def test_it_trains_as_soon_as_the_sample_is_drawn_anew_and_names_it() -> None:
     bench = Bench().online()
     assert trains(fetched(bench, sampled(0, "node-2"))) == []

@@ -20,7 +20,7 @@ def lineage(**aggregation: object) -> Lineage:
 
 def stale(lineage: Lineage, staleness: int, updates: int = 200) -> None:
     header = Header(UpdateId("n", 1, 1), 100 - staleness, 8, 1.0)
-    lineage.observe([header] * updates, 100)
+    lineage.rulebook.observe([header] * updates, 100)
 
 
 def published(lineage: Lineage) -> float:
