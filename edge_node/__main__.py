@@ -6,12 +6,13 @@ from pathlib import Path
 from edge_node.outbox import Outbox
 from edge_node.protocol import NodeProtocol
 from hedgerow.core.config import Config
+from hedgerow.core.effects import Evaluate, Evaluated
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.messages import NodeState
 from hedgerow.core.units import Manifest
 from hedgerow.runtime.cache import cache_folder
 from hedgerow.runtime.compiler import prepare_tinygrad
-from hedgerow.runtime.data import load_dataset, node_shard
+from hedgerow.runtime.data import load_dataset, local_test, node_shard
 from hedgerow.runtime.driver import Driver
 from hedgerow.runtime.logs import configure_logs
 from hedgerow.runtime.metrics import Metrics
@@ -30,7 +31,7 @@ async def _run(config: Config, identity: str, folder: Path, index: int) -> None:
     metrics = Metrics()
     metrics.record("started", 1, {"compiler": prepare_tinygrad(cache_folder()), "level": "info"})
     worker = Worker()
-    manifest = await worker.run(partial(_prepare, config, worker, index))
+    manifest = await worker.run(partial(_prepare, config, worker, folder, index))
     outbox = Outbox(folder, identity)
     if outbox.quarantined is not None:
         metrics.record("store_quarantined", 1, {"path": str(outbox.quarantined), "level": "error"})
@@ -55,6 +56,7 @@ async def _run(config: Config, identity: str, folder: Path, index: int) -> None:
         seed=config.fleet.seed,
         chunk_bytes=config.broker.chunk_bytes,
         meter=link.meter,
+        tests=config.data.local_test_fraction > 0,
     )
     driver = Driver(protocol, link=link, store=outbox, compute=worker, recorder=metrics)
     try:
@@ -64,15 +66,21 @@ async def _run(config: Config, identity: str, folder: Path, index: int) -> None:
         worker.close()
 
 
-def _prepare(config: Config, worker: Worker, index: int) -> Manifest:
+def _prepare(config: Config, worker: Worker, folder: Path, index: int) -> Manifest:
     """Load data and model on the thread that owns tinygrad, and say how to train."""
     from edge_node.trainer import Trainer  # tinygrad reads its environment when it is imported
     from hedgerow.runtime.model import load_model
 
     dataset = load_dataset(config.data, config.fleet.seed)
-    shard = node_shard(dataset, config.data, index, config.fleet.nodes, config.fleet.seed)
-    model = load_model(config.task, dataset.input_shape)
-    worker.use(train=Trainer(model, *shard, cache_folder() / "jit").train)
+    own = node_shard(dataset, config.data, index, config.fleet.nodes, config.fleet.seed)
+    shard, test = local_test(own, config.data, index, config.fleet.seed)
+    model = load_model(config.task, dataset.input_shape, config.plan.unit_groups)
+    trainer = Trainer(model, *shard, cache_folder() / "jit", folder / "features")
+
+    def evaluate(job: Evaluate) -> Evaluated:
+        return Evaluated(job.job, job.version, model.evaluate(job.params, *test))
+
+    worker.use(train=trainer.train, probe=trainer.probe, evaluate=evaluate)
     return model.manifest
 
 

@@ -29,12 +29,13 @@ class Presence:
         self.state: NodeStateName = "ready"
         self.usual_us = 0
         self.peak_bytes = 0
+        self.metrics: dict[str, float] = {}
         self._courier = courier
         self._outlet = outlet
         self._memory_class = memory_class
         self._meter = meter
         self._said: tuple[str, str] | None = None
-        self._said_counters: dict[str, int] = {}
+        self._said_figures: tuple[dict[str, int], dict[str, float]] = {}, {}
         self._timer_set = False
 
     def trained(self, took_us: int, peak_bytes: int) -> None:
@@ -69,12 +70,13 @@ class Presence:
 
     def _changed(self) -> bool:
         said = None if self._said is None else self._said[0]
-        return said != self.state or self._said_counters != self._courier.outbox.counters()
+        figures = (self._courier.outbox.counters(), self.metrics)
+        return said != self.state or self._said_figures != figures
 
     def _announce(self, version: int) -> None:
         outbox = self._courier.outbox
         self._said = (self.state, self._courier.gateway)
-        self._said_counters = outbox.counters()
+        self._said_figures = outbox.counters(), self.metrics
         state = NodeState(
             node=outbox.node,
             epoch=outbox.epoch,
@@ -84,6 +86,7 @@ class Presence:
             memory_class=self._memory_class,
             usual_us=self.usual_us,
             peak_bytes=self.peak_bytes,
-            counters={**self._said_counters, **self._meter()},
+            counters={**self._said_figures[0], **self._meter()},
+            metrics=self.metrics,
         )
         self._outlet.do(Announce(names.node_state_channel(outbox.node), state))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hedgerow.core.units import Vector, digest
 from hedgerow.runtime.model import Forward, Model
+from hedgerow.runtime.stages import Stages
 
 Array = NDArray[Any]
 
@@ -64,7 +65,7 @@ class _Pool:
 
 
 class FeaturePools:
-    """The inputs of the linear layer number `depth`, for every row of `shards`.
+    """The inputs of stage number `depth`, for every row of `shards`.
 
     `limit_bytes` bounds what is kept, except that the pool in use stays; the one used longest ago goes first.
     `computed` counts the shards whose features were computed.
@@ -122,7 +123,7 @@ class FeaturePools:
 
 
 def _before(depth: int) -> Callable[[Any, Any], Any]:
-    return lambda network, x: network.before(depth, x)
+    return lambda network, x: Stages.of(network).run(x, 0, depth)
 
 
 def _bounds(rows: slice) -> tuple[int, int]:

@@ -5,9 +5,11 @@ nodes is many times faster than one step per node. It serves fleets simulated on
 what `Trainer` gives, up to float32 rounding. One job gives the same bits whatever lies beside it, however
 wide the stack is. Layers before the first trained one are frozen: their outputs
 are computed once for a shard, not once per step. Convolutions gain nothing from stacking, so they must be
-in that frozen part.
+in that frozen part. A plan may train groups of a tensor's channels: gradients are multiplied by a mask that
+is an input of the step, so plans over the same tensors share one.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tinygrad import nn
 from tinygrad.engine.jit import TinyJit
 from tinygrad.helpers import Context
 from tinygrad.tensor import Tensor
@@ -22,15 +25,16 @@ from tinygrad.tensor import Tensor
 from edge_node import shards as shards_module
 from edge_node import stack as stack_module
 from edge_node import trainer
-from edge_node.jitcache import Step, jit_cache
+from edge_node.jitcache import Step, jit_cache, source_digest
 from edge_node.shards import FeaturePools, Shards
-from edge_node.stack import ROUNDING, Lanes, Stack, StackShape, Start, Whole
-from edge_node.trainer import source_digest, starting_params, update_in_place
+from edge_node.stack import ROUNDING, UNKNOWN, Lanes, Need, Stack, StackShape, Start, Whole
+from edge_node.trainer import starting_params
 from hedgerow.core.effects import Train, Trained
 from hedgerow.core.plan import Plan
 from hedgerow.core.units import Unit
 from hedgerow.runtime.model import Model
 from hedgerow.runtime.ports import ComputeError
+from hedgerow.runtime.stages import Stages, unchanged
 from hedgerow.runtime.tasks import BuiltInTask
 
 Array = NDArray[Any]
@@ -46,21 +50,32 @@ STEP_OVERHEAD = 20e6
 """Operations that could be done in the time it takes to start one step's kernels (about a millisecond)."""
 
 
+STACKS_KEPT = 6
+"""Plans change with versions and differ between memory classes; a few steps are kept at hand."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The part of a model that a plan's stack holds: linear layers from number `depth` on.
+    """The part of a model that a plan's stack holds: stages from number `depth` on, all linear.
 
-    `prefix` parameters lie before it.
+    `prefix` parameters lie before it; `tensors`, `units` and `trained` are as `StackShape` has them.
     """
 
     depth: int
     prefix: int
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
     units: tuple[Unit, ...]
+    trained: tuple[tuple[str, int], ...]
 
     @property
     def size(self) -> int:
         """Parameters in the stack."""
         return sum(unit.size for unit in self.units)
+
+    @property
+    def features(self) -> int:
+        """Values that an example has on entering the stack."""
+        return self.tensors[0][1][-1]
 
 
 class StackedTrainer:
@@ -83,25 +98,30 @@ class StackedTrainer:
             raise TypeError("only built-in tasks can be stacked; use Trainer for the user's own")
         self._model = model
         self._task = model.task
-        self._linears = model.task.build().linear_names
+        self._stages = Stages.of(model.task.build())
+        self._head = linear_tail(self._stages)
         self._shards = shards if isinstance(shards, Shards) else Shards.of(model, shards)
         self._largest = int(self._shards.sizes.max())
         self._jits = jit_cache(jit_folder)
         self._width = width
         self._parts: dict[str, _Part] = {}
-        self._stacks: dict[tuple[str, int, int], tuple[Stack, Step]] = {}
+        self._stacks: OrderedDict[tuple[_Part, int, int], tuple[Stack, Step]] = OrderedDict()
         self.pools = FeaturePools(model, self._shards, feature_bytes)
 
     def can_train(self, plan: Plan) -> bool:
-        """Whether the plan trains linear layers only."""
-        return {plan.manifest.by_name[name].layer for name in plan.names} <= set(self._linears)
+        """Whether the plan trains only the linear layers that the model ends with."""
+        return self._depth(plan) >= self._head
 
-    def train(self, jobs: Sequence[Job], peak_bytes: int = 0) -> list[Result]:
+    def _depth(self, plan: Plan) -> int:
+        layers = {plan.manifest.by_name[name].layer for name in plan.names}
+        return min(self._stages.of_unit(layer) for layer in layers)
+
+    def train(self, jobs: Sequence[Job], need: Need = UNKNOWN) -> list[Result]:
         """Train (shard index, job) pairs and return the results in their order.
 
         A job that fails has its ComputeError in its place. The jobs must share plan and batch size;
-        ValueError otherwise, or when the plan trains a convolution. `peak_bytes` is what the results say:
-        a stack's memory says nothing of what one node needs.
+        ValueError otherwise, or when the plan trains a convolution. `need` is what the results say: a
+        stack's memory says nothing of what one node needs.
         """
         if not jobs:
             return []
@@ -118,10 +138,8 @@ class StackedTrainer:
         if fit:
             lanes = self._lanes(jobs, fit, numbers)
             for width, chosen in self._cut(lanes, part, batch_size):
-                stack, step = self._stack(plan, part, batch_size, width)
-                trained = stack.train(
-                    lanes.take(chosen), starts, self._shards.targets, step, peak_bytes
-                )
+                stack, step = self._stack(part, batch_size, width)
+                trained = stack.train(lanes.take(chosen), starts, self._shards.targets, step, need)
                 for i, result in zip(chosen.tolist(), trained, strict=True):
                     results[fit[i]] = result
             for _, step in self._stacks.values():
@@ -132,13 +150,20 @@ class StackedTrainer:
         if plan.plan_id not in self._parts:
             if not self.can_train(plan):
                 raise ValueError("the plan trains a convolution, which is not stacked; use Trainer")
-            layers = {plan.manifest.by_name[name].layer for name in plan.names}
-            depth = min(self._linears.index(layer) for layer in layers)
-            held = self._linears[depth:]
-            units = tuple(unit for unit in self._model.manifest.units if unit.layer in held)
-            prefix = self._model.manifest.size - sum(unit.size for unit in units)
-            self._parts[plan.plan_id] = _Part(depth, prefix, units)
+            self._parts[plan.plan_id] = self._made_part(plan)
         return self._parts[plan.plan_id]
+
+    def _made_part(self, plan: Plan) -> _Part:
+        depth, manifest = self._depth(plan), self._model.manifest
+        units = tuple(u for u in manifest.units if self._stages.of_unit(u.layer) >= depth)
+        held = {unit.tensor for unit in units}
+        return _Part(
+            depth,
+            manifest.size - sum(unit.size for unit in units),
+            tuple((name, shape) for name, shape in self._model.tensors.items() if name in held),
+            units,
+            tuple(_trained_tensors(plan, units)),
+        )
 
     def _starts(
         self, jobs: Sequence[Job], part: _Part, results: list[Result | None]
@@ -188,7 +213,7 @@ class StackedTrainer:
         Lanes of like length lie side by side, so that few of them idle while the longest ends, and lanes
         that start alike, so that one write serves them.
         """
-        order = np.lexsort((lanes.starts, lanes.steps * lanes.passes))
+        order = np.lexsort((lanes.starts, lanes.totals))
         narrow, wide = self._widths(part, batch_size)
         operations = 6 * part.size * self._batch(batch_size)
         begin = 0
@@ -204,48 +229,73 @@ class StackedTrainer:
         if self._width is not None:
             return self._width, self._width
         # Parameters, their gradients and as much again for what passes between the layers.
-        lane_bytes = 4 * 3 * (part.size + self._batch(batch_size) * part.units[0].shape[-1])
+        lane_bytes = 4 * 3 * (part.size + self._batch(batch_size) * part.features)
         wide = max(NARROWEST, min(WIDEST, 1 << (STACK_BYTES // lane_bytes or 1).bit_length() - 1))
         return max(NARROWEST, wide // 8), wide
 
     def _batch(self, batch_size: int) -> int:
         return min(batch_size, self._largest)
 
-    def _stack(self, plan: Plan, part: _Part, batch_size: int, width: int) -> tuple[Stack, Step]:
-        """Return the memory and the compiled step, kept as long as plan and batch size stay."""
-        key = (plan.plan_id, batch_size, width)
+    def _stack(self, part: _Part, batch_size: int, width: int) -> tuple[Stack, Step]:
+        """Return the memory and the compiled step; those used longest ago make room."""
+        key = (part, batch_size, width)
         if key not in self._stacks:
-            if any(old[:2] != key[:2] for old in self._stacks):
-                self._stacks.clear()
             shape = StackShape(
                 width=width,
                 batch=self._batch(batch_size),
-                features=part.units[0].shape[-1],
+                features=part.features,
                 target=self._shards.targets.shape[1:],
                 target_dtype=str(self._shards.targets.dtype),
+                tensors=part.tensors,
                 units=part.units,
+                trained=part.trained,
             )
-            step = self._jits.step(
-                self._identity(plan, shape), lambda: _compiled(self._task, plan, shape)
-            )
+            step = self._jits.step(self._identity(shape), lambda: _compiled(self._task, shape))
             self._stacks[key] = (Stack(shape), step)
+        self._stacks.move_to_end(key)
+        while len(self._stacks) > STACKS_KEPT:
+            self._stacks.popitem(last=False)
         return self._stacks[key]
 
-    def _identity(self, plan: Plan, shape: StackShape) -> dict[str, object]:
+    def _identity(self, shape: StackShape) -> dict[str, object]:
         modules = (shards_module, stack_module, trainer)
         return {
             "step": source_digest(__file__, *(str(module.__file__) for module in modules)),
             "model": self._model.identity,
-            "plan": plan.plan_id,
+            "trained": [list(entry) for entry in shape.trained],
             "inputs": [shape.width, shape.batch, shape.features],
             "targets": list(shape.target),
         }
 
 
-def _compiled(task: BuiltInTask, plan: Plan, shape: StackShape) -> Step:
-    """Return a captured step that trains the plan's units of every lane in place."""
+def linear_tail(stages: Stages) -> int:
+    """Return the number of the first stage of those at the end that are linear, with ReLU between."""
+    last = len(stages.stages) - 1
+    for number in range(last, -1, -1):
+        stage = stages.stages[number]
+        after = unchanged if number == last else Tensor.relu
+        if type(stage.layer) is not nn.Linear or stage.after is not after:
+            return number + 1
+    return 0
+
+
+def _trained_tensors(plan: Plan, units: Sequence[Unit]) -> Iterator[tuple[str, int]]:
+    """Yield the tensors that the plan trains, with the axis that is cut where it trains a part only."""
+    chosen = set(plan.names)
+    for tensor in dict.fromkeys(unit.tensor for unit in units):
+        pieces = [unit for unit in units if unit.tensor == tensor]
+        wanted = [unit for unit in pieces if unit.name in chosen]
+        if wanted:
+            part = wanted[0].part
+            yield tensor, part.axis if part is not None and len(wanted) < len(pieces) else -1
+
+
+def _compiled(task: BuiltInTask, shape: StackShape) -> Step:
+    """Return a captured step that trains the shape's trained tensors of every lane in place."""
     stack = Stack(shape)
-    trained = [stack.params[name].tensor for name in plan.names]
+    for mask in stack.masks.values():
+        mask.array[:] = 1
+    trained = [stack.params[name].tensor for name, _ in shape.trained]
 
     def step(
         x: Tensor, y: Tensor, rate: Tensor, sums: Tensor, weights: Tensor, *_params: Tensor
@@ -253,11 +303,17 @@ def _compiled(task: BuiltInTask, plan: Plan, shape: StackShape) -> Step:
         output = _outputs(stack, x)
         losses = task.row_losses(output.flatten(0, 1), y.flatten(0, 1))
         loss = (losses.reshape(weights.shape) * weights).sum(1)
-        gradients = loss.sum().gradient(*trained)
+        gradients = [
+            _masked(stack, name, axis, gradient)
+            for (name, axis), gradient in zip(
+                shape.trained, loss.sum().gradient(*trained), strict=True
+            )
+        ]
         # Once gradients and loss are there, nothing reads the old parameters: no copy is needed.
         Tensor.realize(loss, *gradients)
         for tensor, gradient in zip(trained, gradients, strict=True):
-            update_in_place([tensor], [gradient], rate.reshape(-1, *[1] * (tensor.ndim - 1)))
+            step_size = rate.reshape(-1, *[1] * (tensor.ndim - 1))
+            tensor.assign(tensor.detach() - step_size * gradient)
         squares = [_square_sum(gradient) for gradient in gradients]
         square = sum(squares[1:], squares[0])
         sums.assign(sums.detach() + loss.stack(square, dim=1))
@@ -270,9 +326,18 @@ def _compiled(task: BuiltInTask, plan: Plan, shape: StackShape) -> Step:
     return compiled
 
 
+def _masked(stack: Stack, name: str, axis: int, gradient: Tensor) -> Tensor:
+    """Return a tensor's gradient, 0 in the groups that are not trained; axis -1 is all of it."""
+    if axis < 0:
+        return gradient
+    sizes = [1] * gradient.ndim
+    sizes[axis + 1] = -1
+    return gradient * stack.masks[name].tensor.reshape(*sizes)
+
+
 def _outputs(stack: Stack, x: Tensor) -> Tensor:
     """Return the outputs, shape (width, batch, outputs), for features (width, batch, features)."""
-    layers = list(dict.fromkeys(unit.layer for unit in stack.shape.units))
+    layers = stack.shape.layers
     for layer in layers:
         weight, bias = (stack.params[f"{layer}.{part}"].tensor for part in ("weight", "bias"))
         x = _products(x, weight) + bias.unsqueeze(1)

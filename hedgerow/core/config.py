@@ -72,6 +72,7 @@ class DataConfig(_Section, frozen=True, kw_only=True):
     everything else then trains. `smallest_group` leaves out groups with fewer training examples.
 
     `split` "shards" cuts the examples, sorted by class, into `shards_per_node` pieces for each node.
+    `local_test_fraction` of each node's examples are kept from training; the node tests the model on them.
     """
 
     source: str
@@ -94,10 +95,11 @@ class DataConfig(_Section, frozen=True, kw_only=True):
     smallest_group: Natural = 0
     held_out_groups: list[int | str] = []
     held_out_fraction: Fraction = 0.2
+    local_test_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
 class TaskConfig(_Section, frozen=True, kw_only=True):
-    """The model: "mlp", "cnn", "cnn1d" or the user's "module:attribute", called with `options`."""
+    """The model: "mlp", "cnn", "cnn1d", "mobilenet" or the user's "module:attribute" with its `options`."""
 
     name: str = "mlp"
     kind: Literal["classification", "regression"] = "classification"
@@ -106,11 +108,39 @@ class TaskConfig(_Section, frozen=True, kw_only=True):
 
 
 class PlanConfig(_Section, frozen=True, kw_only=True):
-    """Which units are trained: exactly one of the three keys."""
+    """Which units are trained: exactly one of `units`, `last_layers`, `preset` and `budget_bytes`.
+
+    With `budget_bytes` the plan is searched: the units of most value that fit a node's training memory.
+    `class_budgets` has other budgets for nodes by `node.memory_class`; their plans are parts of the widest.
+    `groups` cuts tensors into units of input channels; 0 takes 4 where the plan is searched, else 1.
+    The first plan is the last layers that fit. It is searched anew by the fleet's gradients at version
+    `warmup_versions` (0: at once, for a model that has learnt already), then every `replan_versions`
+    (0: never) and when the loss stalls for `stall_versions`, and replaced by one worth at least `hysteresis`
+    more. `probe_share` of the nodes measure the units' values for it, on `probe_batches` batches each.
+    Of the plans worth `enough_value` of the best one the fastest is taken (1: the most valuable one, however
+    slow); after a stall the most valuable. `personal` units (or layers) are trained on each node and never
+    sent.
+    """
 
     units: list[str] = []
     last_layers: Natural = 0
     preset: Literal["", "all", "biases+last"] = ""
+    budget_bytes: Natural = 0
+    class_budgets: dict[Identifier, Positive] = {}
+    groups: Annotated[int, Meta(ge=0, le=64)] = 0
+    warmup_versions: Natural = 10
+    replan_versions: Natural = 50
+    stall_versions: Natural = 20
+    hysteresis: Annotated[float, Meta(ge=0, le=10)] = 0.1
+    enough_value: Fraction = 0.6
+    probe_share: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    probe_batches: Annotated[int, Meta(ge=1, le=1024)] = 4
+    personal: list[str] = []
+
+    @property
+    def unit_groups(self) -> int:
+        """Into how many units tensors are cut."""
+        return self.groups or (4 if self.budget_bytes else 1)
 
 
 class LocalTrainingConfig(_Section, frozen=True, kw_only=True):
@@ -120,12 +150,15 @@ class LocalTrainingConfig(_Section, frozen=True, kw_only=True):
     batch_size: Positive = 16
     learning_rate: PositiveFloat = 0.1
     proximal: Annotated[float, Meta(ge=0)] = 0.0
+    time_budget_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class TrainingConfig(_Section, frozen=True, kw_only=True):
     """Local training on a node. `passes` counts passes over the node's own data.
 
-    `proximal` is FedProx's mu: it holds a node's training near the version it began from.
+    `proximal` is FedProx's mu: it holds a node's training near the version it began from. A node that needs
+    longer than `time_budget_s` (0: no bound) takes fewer steps.
+    Updates travel as `encoding`, versions as `downlink`; at the aggregator all is float32.
     `memory_classes` has other settings for nodes whose `node.memory_class` names one of its tables.
     """
 
@@ -133,8 +166,10 @@ class TrainingConfig(_Section, frozen=True, kw_only=True):
     batch_size: Positive = 16
     learning_rate: PositiveFloat = 0.1
     proximal: Annotated[float, Meta(ge=0)] = 0.0
+    time_budget_s: Annotated[float, Meta(ge=0)] = 0.0
     clip_norm: PositiveFloat = 10.0
-    encoding: Literal["int8", "fp32"] = "int8"
+    encoding: Literal["int8", "fp32", "int4", "sign", "topk"] = "int8"
+    downlink: Literal["fp32", "fp16"] = "fp32"
     memory_classes: dict[Identifier, LocalTrainingConfig] = {}
 
 
@@ -168,7 +203,13 @@ class AggregationConfig(_Section, frozen=True, kw_only=True):
 
 
 class NodeConfig(_Section, frozen=True, kw_only=True):
-    """One node's habits and bounds. `home` is the gateway it prefers; "" lets it choose."""
+    """One node's habits and bounds. `home` is the gateway it prefers; "" lets it choose.
+
+    `memory_bytes` bounds the tensors of a training (0: a searched plan's budget, where that can be kept).
+    `max_update_bytes` bounds an update's payload on a thin link: the node takes the finest encoding that fits
+    (0: the fleet's).
+    `test_versions` is how many versions it waits at least between tests on its own examples.
+    """
 
     home: str = ""
     sleep_s: Annotated[float, Meta(ge=0)] = 0.0
@@ -176,6 +217,9 @@ class NodeConfig(_Section, frozen=True, kw_only=True):
     offline_updates: Natural = 4
     resend_s: PositiveFloat = 10.0
     memory_class: Identifier = "default"
+    memory_bytes: Natural = 0
+    max_update_bytes: Natural = 0
+    test_versions: Positive = 5
 
 
 class GatewayConfig(_Section, frozen=True, kw_only=True):

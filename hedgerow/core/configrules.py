@@ -10,6 +10,9 @@ METRICS = {"classification": ("accuracy", "loss"), "regression": ("rmse", "mae",
 RISING = ("accuracy", "skill")
 """Those of them that rise as the model learns; a target is reached from below."""
 
+FALLING = ("loss", "rmse", "mae")
+"""Those that fall."""
+
 
 def contradictions(config: Config) -> list[str]:
     """Return every contradiction between keys, each naming the dotted key, its value and a fix."""
@@ -137,11 +140,21 @@ def _data_evaluation(data: DataConfig) -> Iterator[str]:
 
 def _plan(config: Config) -> Iterator[str]:
     plan = config.plan
-    asked = [bool(plan.units), plan.last_layers > 0, bool(plan.preset)]
+    asked = [bool(plan.units), plan.last_layers > 0, bool(plan.preset), plan.budget_bytes > 0]
     if sum(asked) != 1:
         yield (
-            "plan: set exactly one of plan.units, plan.last_layers and plan.preset"
+            "plan: set exactly one of plan.units, plan.last_layers, plan.preset and plan.budget_bytes"
             f" (got {sum(asked)}); for example preset = 'biases+last'"
+        )
+    overlap = sorted(set(plan.personal) & set(plan.units))
+    if overlap:
+        yield (
+            f"plan.personal: {overlap[0]!r} is in plan.units, too; a unit is either shared or personal,"
+            " so name it in one of the two"
+        )
+    if plan.class_budgets and not plan.budget_bytes:
+        yield (
+            f"plan.class_budgets: {plan.class_budgets} go with a searched plan; set plan.budget_bytes"
         )
 
 

@@ -4,7 +4,14 @@ import json
 
 import msgspec
 
-from hedgerow.core.config import BrokerConfig, Config, DataConfig, PlanConfig, StalenessConfig
+from hedgerow.core.config import (
+    BrokerConfig,
+    Config,
+    DataConfig,
+    PlanConfig,
+    StalenessConfig,
+    TrainingConfig,
+)
 
 _HIDDEN = "(hidden)"
 
@@ -34,11 +41,12 @@ def in_words(config: Config) -> list[str]:
         f"data: {_data(config.data)}",
         f"task: {task.kind} with {task.name!r}, {task.outputs} outputs"
         + (f", options {task.options}" if task.options else ""),
-        f"plan: nodes train {_plan(config.plan)}",
+        f"plan: nodes train {_plan(config.plan)}{_personal(config.plan)}",
         (
             f"training: a node trains {training.passes} {passes} over its data in batches of"
-            f" {training.batch_size} at learning rate {training.learning_rate:g}{pace}; it clips its update"
-            f" to norm {training.clip_norm:g} and sends it as {training.encoding}"
+            f" {training.batch_size} at learning rate {training.learning_rate:g}{_time(training)}{pace};"
+            f" it clips its update to norm {training.clip_norm:g} and sends it as {_uplink(config)};"
+            f" versions travel as {training.downlink}"
         ),
         (
             f"offline: a node trains up to {node.offline_updates} updates ahead and holds"
@@ -56,6 +64,11 @@ def in_words(config: Config) -> list[str]:
             f" or {stop.max_s:g} s, whichever is first"
         ),
     ]
+
+
+def _uplink(config: Config) -> str:
+    encoding, most = config.training.encoding, config.node.max_update_bytes
+    return f"{encoding}, or thinner to take at most {most} bytes" if most else encoding
 
 
 def _broker(broker: BrokerConfig) -> str:
@@ -85,6 +98,7 @@ def _data(data: DataConfig) -> str:
     split = {
         "none": "dealt out evenly at random",
         "dirichlet": f"dealt out unevenly by class (Dirichlet, alpha {data.alpha:g})",
+        "shards": f"{data.shards_per_node} runs of examples sorted by class for each node",
         "group": f"whole groups{by} are dealt out",
     }[data.split]
     held_out = (
@@ -94,7 +108,9 @@ def _data(data: DataConfig) -> str:
         if data.test_mask
         else f"{data.held_out_fraction:.0%}"
     )
-    return f"{data.source}; {split}; {held_out} held out for evaluation"
+    own = data.local_test_fraction
+    tests = f"; each node tests on {own:.0%} of its own" if own else ""
+    return f"{data.source}; {split}; {held_out} held out for evaluation{tests}"
 
 
 def _plan(plan: PlanConfig) -> str:
@@ -102,7 +118,33 @@ def _plan(plan: PlanConfig) -> str:
         return ", ".join(plan.units)
     if plan.last_layers:
         return f"the last {plan.last_layers} layers"
+    if plan.budget_bytes:
+        return _searched(plan)
     return {"all": "every unit", "biases+last": "every bias and the last layer"}[plan.preset]
+
+
+def _personal(plan: PlanConfig) -> str:
+    if not plan.personal:
+        return ""
+    return f"; each keeps its own {', '.join(plan.personal)}: trained, never sent"
+
+
+def _time(training: TrainingConfig) -> str:
+    bound = training.time_budget_s
+    return f", as many steps as fit into {bound:g} s" if bound else ""
+
+
+def _searched(plan: PlanConfig) -> str:
+    classes = [f", {bound} bytes in class {name!r}" for name, bound in plan.class_budgets.items()]
+    again = (
+        f"searched anew every {plan.replan_versions} versions"
+        if plan.replan_versions
+        else "searched once"
+    )
+    return (
+        f"the units of most value that fit {plan.budget_bytes} bytes of training memory"
+        f"{''.join(classes)}; {again}, on what {plan.probe_share:.0%} of the nodes measure"
+    )
 
 
 def _staleness(staleness: StalenessConfig) -> str:

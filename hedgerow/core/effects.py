@@ -58,7 +58,9 @@ class Train(Struct, frozen=True):
 
     `offset`, shape (p,), is added to the plan's units first: a node that is offline goes on from its own
     last result, and the delta counts from there. `proximal` is FedProx's mu (Li et al., 2020): each step is
-    also pulled towards where the training began, by mu times the distance.
+    also pulled towards where the training began, by mu times the distance. `max_steps` above 0 ends the
+    training after so many steps; `memory_bytes` above 0 bounds its tensors: it is done in the fastest way
+    that fits, and fails where none does.
     """
 
     job: int
@@ -70,6 +72,8 @@ class Train(Struct, frozen=True):
     seed: int
     offset: Vector | None = None
     proximal: float = 0.0
+    max_steps: int = 0
+    memory_bytes: int = 0
 
 
 class Trained(Struct, frozen=True):
@@ -77,7 +81,8 @@ class Trained(Struct, frozen=True):
 
     `step_square_sum` is the sum over steps of the squared norm of the step's gradient (for kappa);
     `loss_first` and `loss_last` are mean losses of the first and last pass; `peak_bytes` is the measured
-    peak of training memory, the allocator's figure.
+    peak of training memory, the allocator's figure, `planned_bytes` what it was to be before anything ran (0
+    where nothing was planned), and `execution` says in words how the steps were computed.
     """
 
     job: int
@@ -88,6 +93,32 @@ class Trained(Struct, frozen=True):
     loss_first: float
     loss_last: float
     peak_bytes: int
+    planned_bytes: int = 0
+    execution: str = ""
+
+
+class Probe(Struct, frozen=True):
+    """Measure how much `plan`'s units would gain from training at `params`, shape (P,).
+
+    Nothing is trained. Gradients of `batches` batches of `batch_size` examples are taken; within
+    `memory_bytes` above 0. Answered by `Probed` or `JobFailed`.
+    """
+
+    job: int
+    plan: Plan
+    params: Vector
+    batch_size: int
+    batches: int
+    seed: int
+    memory_bytes: int = 0
+
+
+class Probed(Struct, frozen=True):
+    """The result of `Probe`: each unit's mean squared gradient norm over `batches` batches."""
+
+    job: int
+    squares: Mapping[str, float]
+    batches: int
 
 
 class Evaluate(Struct, frozen=True):
@@ -154,9 +185,19 @@ class Undelivered(Struct, frozen=True):
 
 
 Effect = (
-    Send | Announce | Follow | Unfollow | SetTimer | CancelTimer | Train | Evaluate | Save | Record
+    Send
+    | Announce
+    | Follow
+    | Unfollow
+    | SetTimer
+    | CancelTimer
+    | Train
+    | Probe
+    | Evaluate
+    | Save
+    | Record
 )
-JobResult = Trained | Evaluated | Saved | JobFailed
+JobResult = Trained | Probed | Evaluated | Saved | JobFailed
 
 
 class TierProtocol(Protocol):
@@ -172,7 +213,7 @@ class TierProtocol(Protocol):
         """Take a timer set earlier."""
 
     def job_done(self, result: JobResult, now_us: int) -> None:
-        """Take the result of a `Train`, `Evaluate` or `Save`."""
+        """Take the result of a `Train`, `Probe`, `Evaluate` or `Save`."""
 
     def effects(self) -> list[Effect]:
         """Return what must be done now, in order, and forget it."""

@@ -13,8 +13,11 @@ from hedgerow.runtime.splits import Rows, split_examples
 
 Array = NDArray[Any]
 
-EVALUATION_STREAM, SHARD_STREAM = 1, 2
-"""Second halves of seeds, so that the draws of one seed are independent."""
+Examples = tuple[Array, Array]
+"""Inputs, float32 of shape (rows, ...), and targets, int32 or float32 of shape (rows, ...)."""
+
+EVALUATION_STREAM, SHARD_STREAM, LOCAL_TEST_STREAM = 1, 2, 3
+"""Second parts of seeds, so that the draws of one seed are independent."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,29 @@ def node_shards(
     """Return what `node_shard` returns for each of `count` nodes, cut once for all of them."""
     cut = _shard_rows(dataset, config, count, seed)
     return [(dataset.inputs[rows], dataset.targets[rows]) for rows in cut]
+
+
+def local_test(
+    shard: Examples, config: DataConfig, index: int, seed: int
+) -> tuple[Examples, Examples]:
+    """Cut node `index`'s examples into those it trains on and those it tests on.
+
+    The latter are `config.local_test_fraction` of them, at least one, in a random order's end; none where the
+    fraction is 0. Raises ConfigError when there are too few examples for both.
+    """
+    inputs, targets = shard
+    rows, fraction = len(inputs), config.local_test_fraction
+    if not fraction:
+        return shard, (inputs[:0], targets[:0])
+    if rows < 2:  # noqa: PLR2004
+        raise ConfigError(
+            f"data.local_test_fraction: {fraction:g}, but node {index} has {rows} examples; give it"
+            " two or more, or set 0"
+        )
+    order = np.random.default_rng([seed, LOCAL_TEST_STREAM, index]).permutation(rows)
+    count = min(max(round(fraction * rows), 1), rows - 1)
+    train, test = np.sort(order[: rows - count]), np.sort(order[rows - count :])
+    return (inputs[train], targets[train]), (inputs[test], targets[test])
 
 
 def _shard_rows(dataset: Dataset, config: DataConfig, count: int, seed: int) -> list[Rows]:

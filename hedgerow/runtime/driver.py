@@ -17,6 +17,7 @@ from hedgerow.core.effects import (
     Follow,
     JobFailed,
     JobResult,
+    Probe,
     Record,
     Save,
     Saved,
@@ -63,6 +64,7 @@ class Driver:
             Record: lambda e: recorder.record(e.event, e.amount, e.fields),
             Save: lambda e: self._run_job(_SAVE, e.job, store.save(e.rows)),
             Train: lambda e: self._run_job("train", e.job, self._need_compute().train(e)),
+            Probe: lambda e: self._run_job("probe", e.job, self._need_compute().probe(e)),
             Evaluate: lambda e: self._run_job("evaluate", e.job, self._need_compute().evaluate(e)),
         }
 

@@ -126,7 +126,7 @@ class AggregatorClient:
 
     def _send_report(self, report: FleetReport) -> None:
         if self._reporting:
-            self._recorder.record("fleet_report_dropped", 1, {"reason": "busy"})
+            self._drop_report(report, {"reason": "busy"})
             return
         self._reporting = True
         self._start(self._post_report(report))
@@ -135,10 +135,14 @@ class AggregatorClient:
         try:
             await self._post("/v1/fleet", report, _TAKEN)
         except FailedError as error:
-            fields = {"reason": "undelivered", "detail": str(error)}
-            self._recorder.record("fleet_report_dropped", 1, fields)
+            self._drop_report(report, {"reason": "undelivered", "detail": str(error)})
         finally:
             self._reporting = False
+
+    def _drop_report(self, report: FleetReport, fields: dict[str, str]) -> None:
+        self._recorder.record("fleet_report_dropped", 1, fields)
+        if report.values:
+            self._recorder.record("probe_answer_dropped", len(report.values), fields)
 
     async def _fetch(self, wanted: BlobsWanted) -> None:
         """Fetch units side by side; after one failure the rest is not tried."""

@@ -21,6 +21,8 @@ _NOTABLE = frozenset(
         "training_closed",
         "training_failed",
         "rehomed",
+        "replanned",
+        "replan_kept",
         "mqtt_connects",
         "mqtt_reconnects",
         "mqtt_disconnects",

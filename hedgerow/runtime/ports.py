@@ -6,7 +6,7 @@ Links never block and may lose anything; what must not be lost is offered again 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from hedgerow.core.effects import Evaluate, Evaluated, Train, Trained
+from hedgerow.core.effects import Evaluate, Evaluated, Probe, Probed, Train, Trained
 
 Deliver = Callable[[str, Any], None]
 """How a link hands over what arrives: the peer's name and the message or local input."""
@@ -40,6 +40,9 @@ class Compute(Protocol):
 
     def train(self, job: Train) -> Awaitable[Trained]:
         """Train; raises ComputeError."""
+
+    def probe(self, job: Probe) -> Awaitable[Probed]:
+        """Take gradients without training; raises ComputeError."""
 
     def evaluate(self, job: Evaluate) -> Awaitable[Evaluated]:
         """Evaluate; raises ComputeError."""

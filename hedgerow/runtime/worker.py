@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from hedgerow.core.effects import Evaluate, Evaluated, Train, Trained
+from hedgerow.core.effects import Evaluate, Evaluated, Probe, Probed, Train, Trained
 from hedgerow.runtime.ports import ComputeError
 
 J = TypeVar("J")
@@ -17,6 +17,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._train: Callable[[Train], Trained] | None = None
+        self._probe: Callable[[Probe], Probed] | None = None
         self._evaluate: Callable[[Evaluate], Evaluated] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tinygrad")
 
@@ -27,14 +28,19 @@ class Worker:
     def use(
         self,
         train: Callable[[Train], Trained] | None = None,
+        probe: Callable[[Probe], Probed] | None = None,
         evaluate: Callable[[Evaluate], Evaluated] | None = None,
     ) -> None:
         """Set what this tier's jobs do; called when set-up is over."""
-        self._train, self._evaluate = train, evaluate
+        self._train, self._probe, self._evaluate = train, probe, evaluate
 
     async def train(self, job: Train) -> Trained:
         """Train on the thread; whatever goes wrong is a ComputeError."""
         return await self._compute(self._train, job)
+
+    async def probe(self, job: Probe) -> Probed:
+        """Probe on the thread; whatever goes wrong is a ComputeError."""
+        return await self._compute(self._probe, job)
 
     async def evaluate(self, job: Evaluate) -> Evaluated:
         """Evaluate on the thread; whatever goes wrong is a ComputeError."""
