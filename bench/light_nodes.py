@@ -17,7 +17,7 @@ from bench.subjects import SITE
 from edge_node.protocol import NodeProtocol
 from edge_node.rows import Books
 from hedgerow.core.config import Config
-from hedgerow.core.effects import Evaluate, Evaluated, Train, Trained
+from hedgerow.core.effects import Evaluate, Evaluated, Probe, Probed, Train, Trained
 from hedgerow.core.messages import NodeState
 from hedgerow.core.units import Manifest
 from hedgerow.runtime.configfile import load_config
@@ -45,6 +45,10 @@ class Surrogate:
             loss_last=1.0,
             peak_bytes=0,
         )
+
+    async def probe(self, job: Probe) -> Probed:
+        """Raise NotImplementedError: a fixed plan asks for no values."""
+        raise NotImplementedError(f"a light node was asked for {job}")
 
     async def evaluate(self, job: Evaluate) -> Evaluated:
         """Raise NotImplementedError: nodes do not evaluate."""

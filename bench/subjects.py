@@ -9,6 +9,7 @@ import numpy as np
 
 from hedgerow.core.messages import (
     Descriptor,
+    Encoding,
     LocalTraining,
     NodeState,
     Rules,
@@ -35,7 +36,7 @@ class Subject:
 
     name: str
     hidden: int
-    encoding: Literal["fp32", "int8"]
+    encoding: Encoding
 
     @cached_property
     def plan(self) -> Plan:
@@ -86,7 +87,7 @@ SUBJECTS = (
 class UpdateMaker:
     """Makes updates that differ in their ids only, so that making them costs little."""
 
-    def __init__(self, plan: Plan, encoding: Literal["fp32", "int8"]) -> None:
+    def __init__(self, plan: Plan, encoding: Encoding) -> None:
         delta = np.random.default_rng(2).standard_normal(plan.size).astype(np.float32)
         delta *= np.float32(0.9 * CLIP_NORM / np.linalg.norm(delta))
         self._encoded = encode_delta(delta, plan, encoding, CLIP_NORM)

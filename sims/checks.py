@@ -197,7 +197,7 @@ class Replay:
         if not np.array_equal(self._params, row.params):
             self._watch.broken(f"C4: version {version} is not the replay of its inputs")
         digests = {name: unit.digest for name, unit in row.descriptor.units.items()}
-        if digests != lineage.manifest.digests(row.params):
+        if digests != lineage.manifest.digests(row.params, row.descriptor.downlink):
             self._watch.broken(f"C4: version {version} is described wrongly")
         lineage.add(row.descriptor, self._needed_from)
 

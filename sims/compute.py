@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hedgerow.core.effects import Evaluate, Evaluated, Train, Trained
+from hedgerow.core.effects import Evaluate, Evaluated, Probe, Probed, Train, Trained
 from hedgerow.runtime.ports import ComputeError
 from sims.clock import SECOND_US, VirtualLoop
+from sims.costs import content, probed_examples, trained_examples
 from sims.devices import Device
 from sims.world import FleetWorld
 
 _LOOK_AHEAD = 2048
 _OUT_OF_MEMORY_US = 1_000_000
+_TEST_US = 1_000_000
 
 
 class Stopwatch:
@@ -41,7 +43,6 @@ class Stopwatch:
 class _Pending:
     node: int
     job: Train
-    memory_bytes: int
     future: "asyncio.Future[Trained]"
     result: Trained | ComputeError | None = None
 
@@ -49,11 +50,13 @@ class _Pending:
 class TrainingPool:
     """Collects trainings and computes them together when the first result is due.
 
-    `peak_bytes` has the training memory of each plan and batch size seen so far, as one node needs it.
+    `peak_bytes` has the training memory of each plan, batch size and bound seen so far, as one node needs
+    it, and `recomputing` those of them that compute activations again to fit.
     """
 
     def __init__(self, loop: VirtualLoop, compute: FleetWorld, watch: Stopwatch) -> None:
-        self.peak_bytes: dict[tuple[str, int], int] = {}
+        self.peak_bytes: dict[tuple[str, int, int], int] = {}
+        self.recomputing: set[tuple[str, int, int]] = set()
         self.trained = 0
         self._loop = loop
         self._compute = compute
@@ -61,19 +64,30 @@ class TrainingPool:
         self._waiting: dict[int, _Pending] = {}
         self._number = 0
 
-    def train(
-        self, node: int, job: Train, took_us: int, memory_bytes: int
-    ) -> "asyncio.Future[Trained]":
-        """Return a future of a training that takes `took_us` of virtual time.
-
-        It ends in ComputeError when it needs more than `memory_bytes`; 0 is without limit.
-        """
+    def train(self, node: int, job: Train, took_us: int) -> "asyncio.Future[Trained]":
+        """Return a future of a training that takes `took_us` of virtual time; it may end in ComputeError."""
         self._number += 1
         number = self._number
-        pending = _Pending(node, job, memory_bytes, self._loop.create_future())
+        pending = _Pending(node, job, self._loop.create_future())
         self._waiting[number] = pending
         self._loop.after_us(took_us, lambda: self._due(number, pending))
         return pending.future
+
+    def probe(self, node: int, job: Probe, took_us: int) -> "asyncio.Future[Probed]":
+        """Return a future of a probe that takes `took_us` of virtual time; it may end in ComputeError."""
+        future: asyncio.Future[Probed] = self._loop.create_future()
+
+        def answer() -> None:
+            if future.done():
+                return
+            result = self._watch.measure("probing", lambda: self._compute.probe(node, job))
+            if isinstance(result, ComputeError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self._loop.after_us(took_us, answer)
+        return future
 
     def _due(self, number: int, pending: _Pending) -> None:
         if pending.future.done():
@@ -86,11 +100,11 @@ class TrainingPool:
         if isinstance(result, ComputeError):
             pending.future.set_exception(result)
             return
-        self.peak_bytes[pending.job.plan.plan_id, pending.job.batch_size] = result.peak_bytes
-        if pending.memory_bytes and result.peak_bytes > pending.memory_bytes:
-            pending.future.set_exception(out_of_memory(result.peak_bytes, pending.memory_bytes))
-        else:
-            pending.future.set_result(result)
+        key = step_kind(pending.job)
+        self.peak_bytes[key] = result.peak_bytes
+        if "recomputed" in result.execution:
+            self.recomputing.add(key)
+        pending.future.set_result(result)
 
     def _compute_waiting(self, first: int) -> None:
         """Compute what waits, oldest first and `first` among them."""
@@ -105,9 +119,9 @@ class TrainingPool:
             entry.result = result
 
 
-def out_of_memory(needed_bytes: int, memory_bytes: int) -> ComputeError:
-    """Return what a device says of a training that is too large for it."""
-    return ComputeError(f"training needs {needed_bytes} bytes, this device has {memory_bytes}")
+def step_kind(job: Train) -> tuple[str, int, int]:
+    """Return what decides how a step is computed: plan, batch size and bound."""
+    return job.plan.plan_id, job.batch_size, job.memory_bytes
 
 
 class NodeCompute:
@@ -136,13 +150,12 @@ class NodeCompute:
         self._dies = dies
 
     def train(self, job: Train) -> "asyncio.Future[Trained]":
-        """Train for as long as this device takes; the future fails where its memory is too small."""
+        """Train for as long as this device takes; the future fails soon where its memory is too small."""
         device, now_us = self._device, self._loop.now_us
-        needed_bytes = self._pool.peak_bytes.get((job.plan.plan_id, job.batch_size), 0)
-        if 0 < device.memory_bytes < needed_bytes:
-            return self._refuse(out_of_memory(needed_bytes, device.memory_bytes))
-        mflop = self._compute.training_mflop(job.plan)
-        mflop *= self._compute.examples(device.index) * job.passes
+        error = self._compute.too_large(job)
+        if error is not None:
+            return self._refuse(error)
+        mflop = self._mflop(job)
         took_us = max(1, device.training_us(mflop, self._random))
         joule = device.power.training_j(mflop)
         empty_us = device.power.empty_at_us(now_us, joule * SECOND_US / took_us)
@@ -154,13 +167,49 @@ class NodeCompute:
             self._dies(empty_us)
         else:
             self._began(now_us, now_us + took_us)
-            future = self._pool.train(device.index, job, took_us, device.memory_bytes)
+            future = self._pool.train(device.index, job, took_us)
+        future.add_done_callback(lambda _: self._ended(now_us, took_us, joule))
+        return future
+
+    def probe(self, job: Probe) -> "asyncio.Future[Probed]":
+        """Take gradients for as long as this device takes for so many examples."""
+        device, now_us = self._device, self._loop.now_us
+        cost = self._compute.training_cost(job.plan)
+        mflop = cost.step_mflop * probed_examples(job, self._compute.examples(device.index))
+        mflop += self._frozen_mflop(job)
+        took_us = max(1, device.training_us(mflop, self._random))
+        joule = device.power.training_j(mflop)
+        future = self._pool.probe(device.index, job, took_us)
         future.add_done_callback(lambda _: self._ended(now_us, took_us, joule))
         return future
 
     def evaluate(self, job: Evaluate) -> "asyncio.Future[Evaluated]":
-        """Raise RuntimeError: nodes do not evaluate."""
-        raise RuntimeError(f"a node evaluates nothing, got {job}")
+        """Test on the node's own examples; it takes next to nothing beside a training."""
+        found = self._compute.evaluate_node(self._device.index, job.params)
+        future: asyncio.Future[Evaluated] = self._loop.create_future()
+
+        def answer() -> None:
+            if not future.done():
+                future.set_result(Evaluated(job.job, job.version, found))
+
+        self._loop.after_us(_TEST_US, answer)
+        return future
+
+    def _mflop(self, job: Train) -> float:
+        """Return what a training computes: the steps, and the frozen stages where they are not known."""
+        cost = self._compute.training_cost(job.plan)
+        again = cost.recomputed_mflop if step_kind(job) in self._pool.recomputing else 0.0
+        examples = trained_examples(job, self._compute.examples(self._device.index))
+        return (cost.step_mflop + again) * examples + self._frozen_mflop(job)
+
+    def _frozen_mflop(self, job: Train | Probe) -> float:
+        """Return the forward pass of the frozen stages, 0 while the device has its results."""
+        cost = self._compute.training_cost(job.plan)
+        found = content(cost.frozen, job.plan, job.params)
+        if not found or found == self._device.features_of:
+            return 0.0
+        self._device.features_of = found
+        return cost.frozen_mflop * self._compute.examples(self._device.index)
 
     def _ended(self, began_us: int, took_us: int, joule: float) -> None:
         """Pay for a training, or for the part of it that was done when it was cut off."""
@@ -168,7 +217,7 @@ class NodeCompute:
         self._device.power.spend(self._loop.now_us, joule * share)
 
     def _refuse(self, error: ComputeError) -> "asyncio.Future[Trained]":
-        future = self._loop.create_future()
+        future: asyncio.Future[Trained] = self._loop.create_future()
 
         def fail() -> None:
             if not future.done():
@@ -202,6 +251,10 @@ class AggregatorCompute:
     def train(self, job: Train) -> "asyncio.Future[Trained]":
         """Raise RuntimeError: the aggregator does not train."""
         raise RuntimeError(f"an aggregator trains nothing, got {job}")
+
+    def probe(self, job: Probe) -> "asyncio.Future[Probed]":
+        """Raise RuntimeError: the aggregator does not probe."""
+        raise RuntimeError(f"an aggregator probes nothing, got {job}")
 
     def evaluate(self, job: Evaluate) -> "asyncio.Future[Evaluated]":
         """Evaluate at once; the answer comes at the next point of the grid."""

@@ -1,48 +1,77 @@
-"""How much arithmetic a training is, from the layers of the model."""
+"""How much arithmetic a training is, from the costs of the model's stages."""
 
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from hedgerow.core.costs import ModelCosts
+from hedgerow.core.effects import Probe, Train
 from hedgerow.core.plan import Plan
-from hedgerow.runtime.model import Model
-from hedgerow.runtime.models import POOL
-from hedgerow.runtime.tasks import BuiltInTask
+from hedgerow.core.units import Unit, Vector, digest
 
 
-def training_mflop(model: Model, plan: Plan) -> float:
-    """Return the cost of one example in a training step under `plan`, in million operations.
+@dataclass(frozen=True, slots=True)
+class TrainingCost:
+    """What training a plan costs per example, in million operations.
 
-    The forward pass runs through every layer. Backwards, a layer whose weight is trained takes as much again
-    for the weight's gradient, and every layer above the lowest trained one as much again to pass the
-    gradient on. A multiply-add counts as two; biases, activations and pooling are left out as small. The
-    layers of a user's own task are taken as linear: twice their parameters.
+    `frozen_mflop` is the forward pass through the stages before the first trained one, made once for their
+    content; `step_mflop` all else of a training step, `recomputed_mflop` what it costs more where activations
+    are computed again instead of being kept. `frozen` are the units of the frozen stages.
     """
-    units = model.manifest.by_name
-    costs = _forward_operations(model)
-    layers = list(costs)
-    lowest = min(layers.index(units[name].layer) for name in plan.names)
-    trained = [name for name in plan.names if not units[name].is_bias]
-    weights = sum(costs[layer] for layer in layers if layer in {units[n].layer for n in trained})
-    return (sum(costs.values()) + weights + sum(costs[i] for i in layers[lowest + 1 :])) / 1e6
+
+    step_mflop: float
+    frozen_mflop: float = 0.0
+    recomputed_mflop: float = 0.0
+    frozen: tuple[str, ...] = ()
 
 
-def _forward_operations(model: Model) -> Mapping[str, int]:
-    """Return the operations of each layer's forward pass for one example, from the input on."""
-    positions = _positions(model.task) if isinstance(model.task, BuiltInTask) else {}
-    costs = dict.fromkeys(model.manifest.layers, 0)
-    for unit in model.manifest.units:
-        if not unit.is_bias:
-            costs[unit.layer] += 2 * unit.size * positions.get(unit.layer, 1)
-    return costs
+def training_cost(costs: ModelCosts, plan: Plan) -> TrainingCost:
+    """Return the cost of one example in a training under `plan`.
+
+    Forward, a step runs through the stages from the first trained one on. Backwards, a stage takes as much
+    again for the gradients of its weights, of which only the trained share counts, and every stage above the
+    first as much again to pass the gradient on. Gradients of biases are left out as small.
+    """
+    first = min(costs.stage_of(name) for name in plan.names)
+    forward = [stage.mflop for stage in costs.stages]
+    chosen = frozenset(plan.names)
+    weights = sum(
+        mflop * _trained_share(units, chosen)
+        for mflop, units in zip(forward, costs.stage_units, strict=True)
+    )
+    suffix = sum(forward[first:])
+    return TrainingCost(
+        step_mflop=suffix + weights + sum(forward[first + 1 :]),
+        frozen_mflop=sum(forward[:first]),
+        recomputed_mflop=suffix,
+        frozen=tuple(unit.name for units in costs.stage_units[:first] for unit in units),
+    )
 
 
-def _positions(task: BuiltInTask) -> dict[str, int]:
-    """Return at how many places each convolution computes its kernel; max-pooling shrinks the next one's."""
-    found = {}
-    _channels, *sizes = task._shape  # noqa: SLF001 - nothing else tells channels and sizes apart
-    for number, conv in enumerate(task.build().convs):
-        kernel = conv.weight.shape[2:]
-        sizes = [size - int(width) + 1 for size, width in zip(sizes, kernel, strict=True)]
-        found[f"convs.{number}"] = prod(sizes)
-        sizes = [size // POOL for size in sizes]
-    return found
+def _trained_share(units: Sequence[Unit], chosen: frozenset[str]) -> float:
+    """Return which share of a stage's weights is trained."""
+    weights = [unit for unit in units if not unit.is_bias]
+    total = sum(unit.size for unit in weights)
+    return sum(unit.size for unit in weights if unit.name in chosen) / total if total else 0.0
+
+
+def content(frozen: Sequence[str], plan: Plan, params: Vector) -> str:
+    """Return the digest of what the frozen stages hold; "" where there are none."""
+    if not frozen:
+        return ""
+    slices = plan.manifest.slices
+    held = np.concatenate([params[slices[name]] for name in frozen])
+    return digest(held.tobytes()) + str(len(frozen))
+
+
+def trained_examples(job: Train, examples: int) -> int:
+    """Return how many examples a training on a shard of `examples` takes, all passes together."""
+    batch = min(job.batch_size, examples)
+    steps = job.passes * (examples // batch)
+    return batch * (min(steps, job.max_steps) if job.max_steps else steps)
+
+
+def probed_examples(job: Probe, examples: int) -> int:
+    """Return how many examples a probe takes, all batches together."""
+    return job.batches * min(job.batch_size, examples)

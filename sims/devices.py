@@ -23,7 +23,8 @@ _Table = TypeVar("_Table")
 class Device:
     """One node's hardware. `index` counts the nodes of the fleet, `kind` is the name of its devices table.
 
-    `memory_bytes` 0 is without limit, `roam_every_s` 0 is never.
+    `memory_bytes` 0 is without limit, `max_update_bytes` 0 leaves the fleet's, `roam_every_s` 0 is never.
+    `features_of` is the digest of the frozen stages whose results for its examples the device has stored.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Device:
     power: Power
     availability: Availability
     roam_every_s: float
+    max_update_bytes: int = 0
+    features_of: str = ""
 
     def training_us(self, mflop: float, rng: random.Random) -> int:
         """Return how long a training of so many million operations takes, in virtual time, at least 1.
@@ -112,6 +115,7 @@ def _device(
         power=power,
         availability=availability,
         roam_every_s=roam_every_s,
+        max_update_bytes=0 if link_table is None else link_table.max_update_bytes,
     )
 
 

@@ -18,10 +18,10 @@ from aggregator.rows import (
     SaveMetrics,
     Snapshot,
 )
-from edge_node.rows import Books, CloseUpdate, KeepUnit, PutUpdate
+from edge_node.rows import Books, CloseUpdate, KeepPersonal, KeepResidual, KeepUnit, PutUpdate
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.messages import Descriptor, Partial, UpdateId
-from hedgerow.core.units import Manifest, Vector
+from hedgerow.core.units import Manifest, Vector, unit_bytes
 from hedgerow.runtime.ports import StoreError
 from sims.clock import VirtualLoop
 
@@ -97,6 +97,8 @@ class NodeDisk:
         self.outcomes: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.units: dict[str, bytes] = {}
+        self.residuals: dict[str, bytes] = {}
+        self.personal: dict[str, bytes] = {}
         self.bodies: dict[int, bytes] | None = {} if keep_bodies else None
         self._last_base_version = -1
 
@@ -113,6 +115,12 @@ class NodeDisk:
                         self.rejected[row.reason] += 1
                 case KeepUnit(unit, body):
                     self.units[unit] = body
+                case KeepResidual(unit, None):
+                    self.residuals.pop(unit, None)
+                case KeepResidual(unit, bytes(body)):
+                    self.residuals[unit] = body
+                case KeepPersonal(unit, body):
+                    self.personal[unit] = body
 
     def _put(self, row: PutUpdate) -> None:
         self.issued = max(self.issued, row.seq)
@@ -134,6 +142,8 @@ class NodeDisk:
             last_base_version=self._last_base_version,
             outbox=dict(self.outbox),
             units=dict(self.units),
+            residuals=dict(self.residuals),
+            personal=dict(self.personal),
         )
 
 
@@ -197,11 +207,12 @@ class LedgerDisk:
         """Return a unit of one of the last versions by its digest."""
         for version in sorted(self.params, reverse=True):
             descriptor = self.descriptors.get(version)
-            units = {} if descriptor is None else descriptor.units
-            for unit, stated in units.items():
+            if descriptor is None:
+                continue
+            for unit, stated in descriptor.units.items():
                 if stated.digest == name:
                     values = self.params[version][self._manifest.slices[unit]]
-                    return values.astype("<f4", copy=False).tobytes()
+                    return unit_bytes(values, descriptor.downlink)
         return None
 
 

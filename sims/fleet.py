@@ -12,8 +12,9 @@ from edge_node.protocol import NodeProtocol
 from gateway.protocol import GatewayProtocol
 from hedgerow.core import names
 from hedgerow.core.config import Config
+from hedgerow.core.costs import ModelCosts
 from hedgerow.core.messages import GatewayState, Message, NodeState
-from hedgerow.core.plan import Plan
+from hedgerow.core.planbook import PlanSet
 from hedgerow.core.strategy import Strategy
 from hedgerow.core.units import Vector
 from hedgerow.runtime.mqtt_link import Topics
@@ -49,13 +50,14 @@ class Parts:
 class Blueprint:
     """What a fleet is built from.
 
-    `params`, shape (P,), are version 0's. `gateway_links` are the gateways' links to the aggregator;
-    `brokers` how many sites share nodes and gateways, in turn.
+    `plans` and `params`, shape (P,), are version 0's; with `costs` a searched plan is searched anew.
+    `gateway_links` are the gateways' links to the aggregator; `brokers` how many sites share nodes and
+    gateways, in turn.
     """
 
     config: Config
     strategy: Strategy
-    plan: Plan
+    plans: PlanSet
     params: Vector
     devices: Sequence[Device]
     gateway_links: Sequence[LinkModel]
@@ -64,6 +66,7 @@ class Blueprint:
     seed: int
     replay: bool = True
     keep_bodies: bool = False
+    costs: ModelCosts | None = None
     parts: Parts = field(default_factory=Parts)
 
 
@@ -92,7 +95,7 @@ class Fleet:
         self._evaluated = evaluated
         self._hash = hashlib.blake2b(digest_size=16)
         first = self._lineage().first(blueprint.params, term=0)
-        self.ledger = blueprint.parts.ledger(first, blueprint.params, blueprint.plan.manifest)
+        self.ledger = blueprint.parts.ledger(first, blueprint.params, compute.manifest)
         self.replay = (
             Replay(blueprint.strategy, self._lineage, first, blueprint.params, watch)
             if blueprint.replay
@@ -155,12 +158,17 @@ class Fleet:
 
     def _lineage(self) -> Lineage:
         blueprint = self.blueprint
-        return Lineage(blueprint.config, blueprint.plan, individual=blueprint.strategy.individual)
+        return Lineage(blueprint.config, blueprint.plans, individual=blueprint.strategy.individual)
 
     def _make_aggregator(self, process: Process) -> Ports:
         blueprint = self.blueprint
         protocol = blueprint.parts.aggregator(
-            self.ledger.load(), blueprint.plan, self.config, meter=dict, strategy=blueprint.strategy
+            self.ledger.load(),
+            blueprint.plans,
+            self.config,
+            meter=dict,
+            strategy=blueprint.strategy,
+            costs=blueprint.costs,
         )
         disk = WatchedLedger(self.ledger, self.watch, self.replay)
         store = self._store(process, disk)
@@ -234,12 +242,13 @@ class Fleet:
         def make(process: Process) -> Ports:
             protocol = self.blueprint.parts.node(
                 disk.load(),
-                self.blueprint.plan.manifest,
+                self.compute.manifest,
                 host.node_config,
                 model=config.fleet.model,
                 seed=seed,
                 chunk_bytes=config.broker.chunk_bytes,
                 meter=session.meter,
+                tests=config.data.local_test_fraction > 0,
             )
             compute = NodeCompute(
                 device,

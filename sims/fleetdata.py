@@ -8,26 +8,25 @@ from numpy.typing import NDArray
 
 from hedgerow.core.config import Config
 from hedgerow.core.errors import ConfigError
-from hedgerow.runtime.data import Dataset, load_dataset, node_shards
+from hedgerow.runtime.data import Dataset, Examples, load_dataset, local_test, node_shards
 from sims.disturb import kept_rows, noisy_nodes, with_wrong_labels
 from sims.scenario import DisturbTable, Scenario
 
 Array = NDArray[Any]
-Examples = tuple[Array, Array]
-"""Inputs, float32 of shape (rows, ...), and targets, int32 or float32 of shape (rows, ...)."""
 
 _PUBLIC_STREAM, _SKEW_STREAM, _NOISE_STREAM, _LABEL_STREAM = 11, 12, 13, 14
-"""Second parts of seeds, so that the draws of one seed are independent; 1 and 2 are taken by the data set."""
+"""Second parts of seeds, so that the draws of one seed are independent; up to 3 are taken by the data set."""
 
 
 @dataclass(frozen=True)
 class FleetData:
-    """`shards` has each node's examples, in the order of nodes; `public` those of the warm start, or None.
+    """`shards` has what each node trains on, in the order of nodes; `tests` what it tests on, if anything.
 
-    `input_shape` is one example's.
+    `public` are the examples of the warm start, or None; `input_shape` is one example's.
     """
 
     shards: list[Examples]
+    tests: list[Examples]
     evaluation: Examples
     public: Examples | None
     input_shape: tuple[int, ...]
@@ -43,9 +42,12 @@ def load_fleet_data(scenario: Scenario, config: Config, seed: int) -> FleetData:
     public: Examples | None = None
     if scenario.warm_start.passes:
         public, dataset = _without_public(dataset, scenario.warm_start.share, seed)
-    shards = node_shards(dataset, config.data, config.fleet.nodes, seed)
+    dealt = node_shards(dataset, config.data, config.fleet.nodes, seed)
+    own = _disturbed(dealt, scenario.disturb, config, seed)
+    cut = [local_test(shard, config.data, node, seed) for node, shard in enumerate(own)]
     return FleetData(
-        shards=_disturbed(shards, scenario.disturb, config, seed),
+        shards=[shard for shard, _ in cut],
+        tests=[test for _, test in cut],
         evaluation=(dataset.evaluation_inputs, dataset.evaluation_targets),
         public=public,
         input_shape=dataset.input_shape,

@@ -125,7 +125,12 @@ class NodeHost:
         self.device = device
         self.disk = disk
         self.attachment = Attachment(loop, session)
-        self.node_config = replace(config, memory_class=device.memory_class)
+        self.node_config = replace(
+            config,
+            memory_class=device.memory_class,
+            memory_bytes=device.memory_bytes or config.memory_bytes,
+            max_update_bytes=device.max_update_bytes or config.max_update_bytes,
+        )
         self.struck = False
         self.trained: list[tuple[int, int]] = []
         self.away: list[tuple[int, int]] = []

@@ -4,6 +4,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from msgspec import to_builtins
@@ -54,8 +55,13 @@ class Meter:
             )
         )
 
-    def finish(self, node_values: list[float], peak_bytes: int) -> StrategyResult:
-        """Evaluate the newest version and return all figures; `node_values` are per node, or empty."""
+    def finish(
+        self, node_values: list[float], peak_bytes: int, personal_values: list[float]
+    ) -> StrategyResult:
+        """Evaluate the newest version and return all figures.
+
+        `node_values` are per node, or empty, `personal_values` the same with its own units.
+        """
         fleet = self.fleet
         assert fleet is not None
         for node in fleet.nodes:
@@ -66,7 +72,6 @@ class Meter:
         )
         last, reached = self.curve[-1], self.reached
         books = _books(fleet)
-        worst = sorted(node_values)[: max(1, len(node_values) // _DECILE)]
         wall_s, cpu_s = self._began_s
         lines = fleet.uplinks.lines.values()
         return StrategyResult(
@@ -88,20 +93,34 @@ class Meter:
             rejected=books["rejected"],
             expired=books["expired"],
             waiting=books["waiting"],
-            plan_parameters=fleet.blueprint.plan.size,
-            model_parameters=fleet.blueprint.plan.manifest.size,
+            plan_parameters=trained_parameters(fleet),
+            model_parameters=fleet.compute.manifest.size,
             settings=_settings(fleet),
             staleness_histogram=_staleness(fleet),
-            worst_decile=sum(worst) / len(worst) if node_values else None,
-            mean_node_value=sum(node_values) / len(node_values) if node_values else None,
+            worst_decile=_worst_decile(node_values),
+            mean_node_value=fmean(node_values) if node_values else None,
+            personal_worst_decile=_worst_decile(personal_values),
+            mean_personal_value=fmean(personal_values) if personal_values else None,
             curve=self.curve,
-            nodes=_tracks(fleet, node_values),
+            nodes=_tracks(fleet, node_values, personal_values),
             trace_hash=fleet.trace_hash,
             virtual_s=fleet.loop.now_us / SECOND_US,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             phases_cpu_s=dict(fleet.stopwatch.cpu_s),
             violations=fleet.watch.violations,
         )
+
+
+def trained_parameters(fleet: Fleet) -> int:
+    """Return how many parameters the newest version's widest plan trains."""
+    units = fleet.compute.manifest.by_name
+    return sum(units[name].size for name in fleet.ledger.descriptors[fleet.ledger.version].plan)
+
+
+def _worst_decile(values: list[float]) -> float | None:
+    """Return the mean of the worst tenth, of one value at least."""
+    worst = sorted(values)[: max(1, len(values) // _DECILE)]
+    return fmean(worst) if worst else None
 
 
 def drops(fleet: Fleet) -> dict[str, int]:
@@ -137,12 +156,15 @@ def _staleness(fleet: Fleet) -> dict[int, int]:
     return dict(sorted(ages.items()))
 
 
-def _tracks(fleet: Fleet, node_values: list[float]) -> list[NodeTrack]:
-    values: list[float | None] = [*node_values] or [None] * len(fleet.nodes)
-    return [_track(fleet, node, value) for node, value in zip(fleet.nodes, values, strict=True)]
+def _tracks(
+    fleet: Fleet, node_values: list[float], personal_values: list[float]
+) -> list[NodeTrack]:
+    none = [None] * len(fleet.nodes)
+    rows = zip(fleet.nodes, node_values or none, personal_values or none, strict=True)
+    return [_track(fleet, *row) for row in rows]
 
 
-def _track(fleet: Fleet, node: NodeHost, value: float | None) -> NodeTrack:
+def _track(fleet: Fleet, node: NodeHost, value: float | None, personal: float | None) -> NodeTrack:
     name = peer_id(node.process.name)
     return NodeTrack(
         node=name,
@@ -151,4 +173,5 @@ def _track(fleet: Fleet, node: NodeHost, value: float | None) -> NodeTrack:
         trained=[(a / SECOND_US, b / SECOND_US) for a, b in node.trained],
         away=[(a / SECOND_US, b / SECOND_US) for a, b in node.away],
         value=value,
+        personal=personal,
     )

@@ -18,7 +18,10 @@ class CurvePoint(Struct, frozen=True, kw_only=True):
 
 
 class NodeTrack(Struct, frozen=True, kw_only=True):
-    """One node's day: `trained` and `away` are lists of [from, to] in virtual seconds, cut at 400 each."""
+    """One node's day: `trained` and `away` are lists of [from, to] in virtual seconds, cut at 400 each.
+
+    `value` is the model's on the node's own examples, `personal` the same with the units it keeps to itself.
+    """
 
     node: str
     device: str
@@ -26,6 +29,7 @@ class NodeTrack(Struct, frozen=True, kw_only=True):
     trained: list[tuple[float, float]]
     away: list[tuple[float, float]]
     value: float | None = None
+    personal: float | None = None
 
 
 class StrategyResult(Struct, frozen=True, kw_only=True):
@@ -34,7 +38,9 @@ class StrategyResult(Struct, frozen=True, kw_only=True):
     Bytes are those on the links between nodes and brokers, both ways, envelopes included;
     `gateway_uplink_bytes` and `gateway_downlink_bytes` those between gateways and the aggregator. `drops`
     counts what was lost or refused, by reason. `worst_decile` is the mean value of the worst tenth of the
-    nodes on their own training examples. `violations` are broken promises (C1 to C6); there must be none.
+    nodes on their own examples: those kept for tests (`data.local_test_fraction`) if there are any, else
+    those they train on; `mean_personal_value` and `personal_worst_decile` are the same with each node's
+    personal units. `violations` are broken promises (C1 to C6); there must be none.
     """
 
     time_to_target_s: float | None
@@ -61,6 +67,8 @@ class StrategyResult(Struct, frozen=True, kw_only=True):
     staleness_histogram: dict[int, int]
     worst_decile: float | None
     mean_node_value: float | None
+    mean_personal_value: float | None = None
+    personal_worst_decile: float | None = None
     curve: list[CurvePoint]
     nodes: list[NodeTrack]
     trace_hash: str

@@ -3,8 +3,11 @@
 import random
 from collections.abc import Callable
 
+from aggregator.planner import first_plans
 from hedgerow.core.config import Config
-from hedgerow.core.plan import Plan, choose_plan
+from hedgerow.core.costs import ModelCosts
+from hedgerow.core.plan import choose_plan
+from hedgerow.core.planbook import PlanSet
 from hedgerow.core.strategy import Strategy
 from hedgerow.core.units import Manifest
 from sims.checks import Watch
@@ -14,6 +17,7 @@ from sims.faults import schedule
 from sims.fleet import Blueprint, Fleet
 from sims.links import make_link
 from sims.measure import Meter
+from sims.personal import node_values, personal_values
 from sims.result import StrategyResult
 from sims.scenario import Scenario
 from sims.scenariofile import strategy_setup
@@ -72,10 +76,11 @@ def build_fleet(
     devices = make_devices(scenario, node_names(config.fleet.nodes), seed, traces)
     link = scenario.links.get(scenario.network.gateway_link)
     rngs = [random.Random(f"{seed}:uplink:{n}") for n in range(config.fleet.gateways)]
+    costs = world.costs() if config.plan.budget_bytes else None
     blueprint = Blueprint(
         config=config,
         strategy=strategy,
-        plan=_plan(scenario, config, world.manifest),
+        plans=_plans(scenario, config, world.manifest, costs),
         params=world.initial_params(),
         devices=devices,
         gateway_links=[make_link(link, rng, traces) for rng in rngs],
@@ -83,6 +88,7 @@ def build_fleet(
         evaluate_every_us=round(table.evaluate_every_s * SECOND_US),
         seed=seed,
         replay=table.check,
+        costs=costs,
     )
     fleet = Fleet(blueprint, world, watch=Watch(), evaluated=meter.evaluated)
     meter.fleet = fleet
@@ -90,11 +96,12 @@ def build_fleet(
     return fleet
 
 
-def _plan(scenario: Scenario, config: Config, manifest: Manifest) -> Plan:
-    chosen = config.plan
-    if scenario.scenario.compute == "surrogate":
-        return choose_plan(manifest, preset="all")
-    return choose_plan(manifest, chosen.units, chosen.last_layers, chosen.preset)
+def _plans(
+    scenario: Scenario, config: Config, manifest: Manifest, costs: ModelCosts | None
+) -> PlanSet:
+    if scenario.scenario.compute == "surrogate" and costs is None:
+        return PlanSet(choose_plan(manifest, preset="all"))
+    return first_plans(config, manifest, costs)
 
 
 def _run(fleet: Fleet, scenario: Scenario, meter: Meter, progress: Progress) -> None:
@@ -110,6 +117,8 @@ def _finish(fleet: Fleet, world: FleetWorld, meter: Meter, metric: str) -> Strat
     if fleet.replay is not None:
         fleet.stopwatch.measure("replay", fleet.replay.verify)
     fleet.watch.balance(node.disk for node in fleet.nodes)
-    params = fleet.ledger.params[fleet.ledger.version]
-    values = [float(metrics[metric]) for metrics in world.evaluate_nodes(params)]
-    return meter.finish(values, max(fleet.pool.peak_bytes.values(), default=0))
+    return meter.finish(
+        node_values(fleet, world, metric),
+        max(fleet.pool.peak_bytes.values(), default=0),
+        personal_values(fleet, world, metric),
+    )

@@ -86,6 +86,7 @@ class LinkTable(_Table, frozen=True, kw_only=True):
 
     `loss` and `repeat` are chances per message, `reorder_s` is the longest extra delay that lets messages
     overtake one another. `trace` names measured rates over time ("hsdpa_3g", "ucc_5g", "lora_vineyard").
+    `max_update_bytes` bounds the payload of an update from a node with this link; 0 leaves `node`'s.
     """
 
     up_bps: Value = 0.0
@@ -95,6 +96,7 @@ class LinkTable(_Table, frozen=True, kw_only=True):
     loss: Probability = 0.0
     repeat: Probability = 0.0
     trace: str = ""
+    max_update_bytes: Natural = 0
 
 
 class PowerTable(_Table, frozen=True, kw_only=True):
@@ -134,8 +136,9 @@ class DevicesTable(_Table, frozen=True, kw_only=True):
     """A kind of device and its share of the fleet; shares are relative to their sum.
 
     `mflop_per_s` is its effective training speed, `jitter` the sigma of a lognormal factor on each training,
-    `overhead_s` what a training costs besides. `memory_bytes` 0 is without limit: a plan that needs more
-    cannot be trained here. `roam_every_s` moves it to another broker now and then (0: never).
+    `overhead_s` what a training costs besides. `memory_bytes` is what a training may take; 0 leaves
+    `node.memory_bytes`, and a plan that cannot be done within it cannot be trained here. `roam_every_s` moves
+    it to another broker now and then (0: never).
     """
 
     name: Word

@@ -2,22 +2,29 @@
 
 Node i's best parameters are c_i = c + HETEROGENEITY * noise_i; a training makes gradient steps on
 0.5 * ||w - c_i||^2 with a little noise. It needs neither tinygrad nor data, and follows from the seed alone.
+The parameters are cut into the units of a network of that many layers, with costs to match, so that plans can
+be searched, too.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hedgerow.core.effects import Train, Trained
+from hedgerow.core.costs import FLOAT_BYTES, ModelCosts, StageCost
+from hedgerow.core.effects import Probe, Probed, Train, Trained
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.plan import Plan
 from hedgerow.core.splitmix import words
 from hedgerow.core.units import Manifest, Vector
 from hedgerow.runtime.ports import ComputeError
+from sims.costs import TrainingCost
 
 HEAD = 8
 """Parameters of the last unit."""
+LAYERS = 4
+"""Layers before the last one, where there are as many parameters."""
 HETEROGENEITY = 0.3
 NOISE = 0.05
 """A step's gradient is off by at most this in each parameter."""
@@ -34,9 +41,9 @@ Result = Trained | ComputeError
 
 
 class SurrogateTrainer:
-    """Trains `node_count` nodes on a convex problem of `parameters` values, in two units.
+    """Trains `node_count` nodes on a convex problem of `parameters` values, in the units of a few layers.
 
-    Raises ConfigError when there are too few parameters for both.
+    The last unit has HEAD of them. Raises ConfigError when there are too few for one more.
     """
 
     def __init__(self, node_count: int, parameters: int, seed: int) -> None:
@@ -45,7 +52,7 @@ class SurrogateTrainer:
                 f"scenario.surrogate_parameters: {parameters} must be more than the {HEAD} of its last"
                 " unit; set 64"
             )
-        self.manifest = Manifest.of({"body.weight": (parameters - HEAD,), "head.weight": (HEAD,)})
+        self.manifest = Manifest.of(_units(parameters))
         self._optimum = _normal(seed, _OPTIMUM, (parameters,))
         spread = _normal(seed, _NODES, (node_count, parameters))
         self._optima = self._optimum + np.float32(HETEROGENEITY) * spread
@@ -62,9 +69,44 @@ class SurrogateTrainer:
         """Return how many examples a node has."""
         return int(self._examples[node])
 
-    def training_mflop(self, plan: Plan) -> float:  # noqa: ARG002 - every plan costs the same
+    def training_cost(self, plan: Plan) -> TrainingCost:  # noqa: ARG002 - every plan costs the same
         """Return what one example costs in a training step: a million operations."""
-        return 1.0
+        return TrainingCost(1.0)
+
+    def costs(self) -> ModelCosts:
+        """Return costs for a search: every layer's activations are as large as its parameters."""
+        sizes = [FLOAT_BYTES * unit.size for unit in self.manifest.units]
+        stages = [
+            StageCost(unit.layer, (unit.layer,), size, following, 0, 1.0)
+            for unit, size, following in zip(
+                self.manifest.units, sizes, [*sizes[1:], FLOAT_BYTES], strict=True
+            )
+        ]
+        return ModelCosts(self.manifest, tuple(stages), sizes[0], FLOAT_BYTES)
+
+    def too_large(self, job: Train) -> ComputeError | None:
+        """Return why a training does not fit its `memory_bytes`, None where it does."""
+        needed = self._peak_bytes(job.plan)
+        if 0 < job.memory_bytes < needed:
+            return ComputeError(
+                f"plan {job.plan.plan_id}: training needs {needed} bytes, of {job.memory_bytes} allowed"
+            )
+        return None
+
+    def probe(self, node: int, job: Probe) -> Probed | ComputeError:
+        """Return the squared norms of the units' gradients at `job.params` for one node."""
+        manifest = job.plan.manifest
+        if job.params.shape != (manifest.size,):
+            return ComputeError(f"job {job.job}: params have shape {job.params.shape}")
+        gradient = job.params - self._optima[node]
+        squares = {
+            name: float(_squares(gradient[None, manifest.slices[name]])[0])
+            for name in job.plan.names
+        }
+        return Probed(job.job, squares, job.batches)
+
+    def _peak_bytes(self, plan: Plan) -> int:
+        return FLOAT_BYTES * (self.manifest.size + 2 * plan.size)
 
     def evaluate(self, params: Vector) -> dict[str, float]:
         """Return accuracy exp(-||w - c||^2 / scale) and mean loss for `params`, shape (P,)."""
@@ -74,6 +116,10 @@ class SurrogateTrainer:
         """Return the same by each node's own optimum."""
         return self._metrics(params - self._optima)
 
+    def evaluate_node(self, node: int, params: Vector) -> dict[str, float]:
+        """Return the same for one node."""
+        return self._metrics(params - self._optima[node][None])[0]
+
     def train(self, jobs: Sequence[tuple[int, Train]]) -> list[Result]:
         """Train (node, job) pairs, a gradient step per pass; return the results in their order.
 
@@ -82,9 +128,9 @@ class SurrogateTrainer:
         results: dict[int, Result] = {}
         groups: dict[tuple[str, int], list[int]] = {}
         for i, (_, job) in enumerate(jobs):
-            error = _misfit(job)
+            error = _misfit(job) or self.too_large(job)
             if error is None:
-                groups.setdefault((job.plan.plan_id, job.passes), []).append(i)
+                groups.setdefault((job.plan.plan_id, _steps(job)), []).append(i)
             else:
                 results[i] = error
         at_once = max(1, _VALUES_AT_ONCE // self.manifest.size)
@@ -95,8 +141,8 @@ class SurrogateTrainer:
         return [results[i] for i in range(len(jobs))]
 
     def _group(self, jobs: list[tuple[int, Train]]) -> list[Result]:
-        """Train jobs of one plan and number of passes."""
-        plan, passes = jobs[0][1].plan, jobs[0][1].passes
+        """Train jobs of one plan and number of steps."""
+        plan, steps = jobs[0][1].plan, _steps(jobs[0][1])
         columns = _columns(plan)
         optima = self._optima[[node for node, _ in jobs]][:, columns]
         start = np.array([job.params for _, job in jobs], np.float32)[:, columns]
@@ -108,15 +154,14 @@ class SurrogateTrainer:
         seeds = np.array([job.seed % 2**64 for _, job in jobs], np.uint64)
         params, losses, norms = start.copy(), [], np.zeros(len(jobs))
         with np.errstate(over="ignore", invalid="ignore"):
-            for number in range(passes):
+            for number in range(steps):
                 distance = params - optima
                 losses.append(0.5 * _squares(distance) / plan.size)
                 gradient = distance + np.float32(NOISE) * _uniform(seeds, number, plan.size)
                 norms += _squares(gradient)
                 params -= rates * (gradient + pulls * (params - start))
             deltas = params - start
-        peak = 4 * (self.manifest.size + 2 * plan.size)
-        return self._results(jobs, deltas, norms, losses, peak)
+        return self._results(jobs, deltas, norms, losses, self._peak_bytes(plan))
 
     def _results(
         self,
@@ -133,7 +178,7 @@ class SurrogateTrainer:
                 job=job.job,
                 delta=deltas[i],
                 examples=self._examples[node],
-                steps=job.passes,
+                steps=_steps(job),
                 step_square_sum=squares[i],
                 loss_first=first[i],
                 loss_last=last[i],
@@ -173,10 +218,26 @@ def _misfit(job: Train) -> ComputeError | None:
     return None
 
 
-def _columns(plan: Plan) -> slice:
-    """Where the plan's units lie in the parameters: of two units any choice is one piece."""
+def _units(parameters: int) -> dict[str, tuple[int, ...]]:
+    """Return the units' shapes: LAYERS layers of like size, or one, and the last."""
+    body = parameters - HEAD
+    count = LAYERS if body >= LAYERS else 1
+    bounds = [body * number // count for number in range(count + 1)]
+    layers = {f"body.{i}.weight": (b - a,) for i, (a, b) in enumerate(pairwise(bounds))}
+    return {**layers, "head.weight": (HEAD,)}
+
+
+def _steps(job: Train) -> int:
+    """Return the gradient steps of a training: one for each pass."""
+    return min(job.passes, job.max_steps) if job.max_steps else job.passes
+
+
+def _columns(plan: Plan) -> slice | NDArray[np.intp]:
+    """Where the plan's units lie in the parameters; in one piece a slice, which is faster."""
     pieces = [plan.manifest.slices[name] for name in plan.names]
-    return slice(pieces[0].start, pieces[-1].stop)
+    if all(before.stop == after.start for before, after in pairwise(pieces)):
+        return slice(pieces[0].start, pieces[-1].stop)
+    return np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
 
 
 def _squares(rows: Matrix) -> NDArray[np.float64]:

@@ -13,7 +13,16 @@ from markupsafe import Markup
 from aggregator.web.words import problem
 from hedgerow.core.errors import ConfigError
 from sims.report import text
-from sims.report.table import COST, SIZING, Column, Row, broken_promises, learnt, tabulate
+from sims.report.table import (
+    COST,
+    SIZING,
+    Column,
+    Row,
+    broken_promises,
+    has_personal,
+    learnt,
+    tabulate,
+)
 from sims.result import NodeTrack, Report, StrategyResult
 
 MAX_ROWS = 60
@@ -107,6 +116,7 @@ def render_page(reports: Sequence[Report]) -> str:
     there = text.names(reports)
     head = reports[0]
     looks = text.styles(there)
+    columns = learnt(head.metric, personal=has_personal(reports))
     return _ENVIRONMENT.get_template("report.html").render(
         head=head,
         reports=reports,
@@ -116,7 +126,7 @@ def render_page(reports: Sequence[Report]) -> str:
         styles=looks,
         plots={name: Markup(svg) for name, svg in plots.draw(reports).items()},  # noqa: S704 - ours
         timelines=[_timeline(head.strategies[name], looks[name]) for name in _watched(head)],
-        learnt=Grid(learnt(head.metric), tabulate(reports, learnt(head.metric))),
+        learnt=Grid(columns, tabulate(reports, columns)),
         cost=Grid(COST, tabulate(reports, COST)),
         sizing=Grid(SIZING, tabulate(reports, SIZING)),
         fates=[(name, fates(text.results(reports, name))) for name in there],

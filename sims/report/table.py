@@ -52,8 +52,11 @@ class Row:
     cells: list[Cell]
 
 
-def learnt(metric: str) -> list[Column]:
-    """Return the columns about what was learnt; `metric` names the values."""
+def learnt(metric: str, *, personal: bool = False) -> list[Column]:
+    """Return the columns about what was learnt; `metric` names the values.
+
+    With `personal` one more says what each node's own units make of it.
+    """
 
     def show(value: float) -> str:
         return text.metric_text(metric, value)
@@ -90,11 +93,12 @@ def learnt(metric: str) -> list[Column]:
         ),
         Column(
             "worst decile",
-            f"Mean {metric} of the worst tenth of the nodes, each on its own training examples: fairness.",
+            f"Mean {metric} of the worst tenth of the nodes, each on its own examples: fairness.",
             lambda result, _: result.worst_decile,
             show,
             best=1,
         ),
+        *[_own_units(metric, show)] * personal,
         Column(
             "updates",
             "Updates that went into the model. More is not better by itself.",
@@ -116,6 +120,16 @@ def learnt(metric: str) -> list[Column]:
             lambda value: f"{value:.1f}",
         ),
     ]
+
+
+def _own_units(metric: str, show: Callable[[float], str]) -> Column:
+    return Column(
+        "own units",
+        f"Mean {metric} over the nodes, each on its own examples, with the units it keeps to itself.",
+        lambda result, _: result.mean_personal_value,
+        show,
+        best=1,
+    )
 
 
 COST = [
@@ -196,6 +210,12 @@ SIZING = [
         text.rate,
     ),
 ]
+
+
+def has_personal(reports: Sequence[Report]) -> bool:
+    """Whether nodes kept units to themselves under any strategy."""
+    results = (result for report in reports for result in report.strategies.values())
+    return any(result.mean_personal_value is not None for result in results)
 
 
 def mean_staleness(result: StrategyResult) -> float | None:
@@ -305,7 +325,7 @@ def as_table(reports: Report | Sequence[Report]) -> RenderableType:
     )
     return Group(
         Text(title, style="bold"),
-        _rich(several, learnt(head.metric)),
+        _rich(several, learnt(head.metric, personal=has_personal(several))),
         _rich(several, COST),
         Text(text.verdict(several)),
         _promises(several),

@@ -1,6 +1,6 @@
 """A picture of a run in the middle of training, with some trouble."""
 
-from aggregator.status import CurvePoint, GatewayView, NodeView, Status
+from aggregator.status import CurvePoint, GatewayView, NodeView, PlanRow, PlanView, Status
 from hedgerow.core.messages import NodeState, NodeStateName
 
 
@@ -21,6 +21,22 @@ def sample_node(number: int, state: NodeStateName, seen_s: float = 3.0) -> NodeV
         applied=4 * number,
         staleness=number % 6 - 1,
         traffic={},
+    )
+
+
+def sample_plan() -> PlanView:
+    return PlanView(
+        since_version=5,
+        value_share=0.84,
+        classes=[
+            PlanRow("default", 4, 842, 65_536, 61_000),
+            PlanRow("sensor", 2, 130, 16_384, 9_200),
+        ],
+        searched_version=10,
+        reason="interval",
+        changed=False,
+        answers=2,
+        answers_needed=3,
     )
 
 
@@ -58,5 +74,6 @@ def sample() -> Status:
                 counters={"update_rejected:norm": 2, "lease_expired:silent": 5},
             ),
         ],
+        plan=sample_plan(),
         nodes=[sample_node(n, state, 3.0 if n != 3 else 5_400.0) for n, state in enumerate(states)],
     )

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from aggregator.status import LocalMetric
 from aggregator.web import words
 from aggregator.web.curve import draw
 from aggregator.web.page import MAX_NODES, problems, render_page, staleness_bars
-from tests.browser.sample_status import sample, sample_node
+from tests.browser.sample_status import sample, sample_node, sample_plan
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -32,6 +33,18 @@ def test_one_sentence_says_what_is_going_on(changes: dict[str, object], said: st
     assert said in render_page(msgspec.structs.replace(sample(), **changes))
 
 
+def test_nodes_own_tests_are_shown_where_there_are_any() -> None:
+    assert "own examples" not in render_page(sample())
+    found = [
+        LocalMetric("accuracy", "global", 0.8125, 0.4375, 9),
+        LocalMetric("accuracy", "personal", 0.9375, 0.875, 9),
+    ]
+    page = render_page(msgspec.structs.replace(sample(), local_metrics=found))
+    said = ("own examples", "as published", "with the node's own pieces".replace("'", "&#39;"))
+    for text in (*said, "0.812", "0.438", "0.938", "0.875"):
+        assert text in page
+
+
 def test_the_page_of_a_run_that_has_only_begun_can_be_shown() -> None:
     empty = msgspec.structs.replace(
         sample(),
@@ -48,6 +61,23 @@ def test_the_page_of_a_run_that_has_only_begun_can_be_shown() -> None:
     text = render_page(empty)
     for said in ("No gateway has connected yet", "No node has reported yet", "Nothing so far"):
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "in use since version 5; worth 84% of what training everything would be."),
+        ({}, "Last looked for a better one at version 10: the plan stays (it was time)."),
+        ({"changed": True, "reason": "stall"}, "the plan was changed (training had stopped"),
+        ({}, "The nodes are being asked: 2 of 3 answers are here."),
+    ],
+)
+def test_a_searched_plan_says_since_when_and_why(changes: dict[str, object], said: str) -> None:
+    plan = msgspec.structs.replace(sample_plan(), **changes)
+    shown = render_page(msgspec.structs.replace(sample(), plan=plan))
+    assert said in shown
+    assert "59.6 KB" in shown
+    assert said not in render_page(msgspec.structs.replace(sample(), plan=None))
 
 
 def test_names_from_elsewhere_are_shown_as_text_and_nothing_is_loaded() -> None:
@@ -155,7 +185,7 @@ def test_a_real_browser_shows_it_without_a_sideways_scroll(tmp_path: Path, width
             [_CHROMIUM, *flags, *what, frame.as_uri()], capture_output=True, check=True, timeout=60
         )
         if what == ["--dump-dom"]:
-            rows = len(sample().nodes) + len(sample().gateways) + 4
+            rows = len(sample().nodes) + len(sample().gateways) + len(sample_plan().classes) + 4
             assert f"<title>{width} {rows + 3}</title>" in done.stdout.decode()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 20_000

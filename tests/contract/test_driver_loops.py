@@ -21,6 +21,8 @@ from hedgerow.core.effects import (
     Follow,
     JobFailed,
     JobResult,
+    Probe,
+    Probed,
     Record,
     Save,
     Saved,
@@ -103,6 +105,12 @@ class World:
         delta = np.zeros(PLAN.size, np.float32)
         return Trained(job.job, delta, 1, 1, 1.0, 1.0, 0.5, 1)
 
+    async def probe(self, job: Probe) -> Probed:
+        await asyncio.sleep(STEP_S)
+        if job.batches == 0:
+            raise ComputeError("no batch")
+        return Probed(job.job, {"w": 0.5}, job.batches)
+
     async def evaluate(self, job: Evaluate) -> Evaluated:
         await asyncio.sleep(STEP_S)
         return Evaluated(job.job, job.version, {"accuracy": 0.5})
@@ -146,7 +154,7 @@ class Scripted:
                 self._take(f"saved {job}", now_us)
             case JobFailed(job, detail):
                 self._take(f"failed {job} {detail}", now_us)
-            case Trained(job=job) | Evaluated(job=job):
+            case Trained(job=job) | Probed(job=job) | Evaluated(job=job):
                 self._take(f"done {job}", now_us)
 
     def effects(self) -> list[Effect]:
@@ -156,6 +164,10 @@ class Scripted:
 
 def training(job: int, passes: int = 1) -> Train:
     return Train(job, PLAN, first_params(), passes, 8, 0.1, seed=1)
+
+
+def probing(job: int, batches: int = 1) -> Probe:
+    return Probe(job, PLAN, first_params(), 8, batches, seed=1)
 
 
 def live(run: Run, script: Mapping[str, list[Effect]]) -> tuple[World, Scripted]:
@@ -191,7 +203,9 @@ def test_inputs_and_effects_come_in_one_order_on_every_loop(run: Run) -> None:
         "failed 2 disk full": [Announce("state", None)],
         "timer late": [training(3), Record("waits", 2)],
         "done 3": [training(4, passes=0)],
-        "failed 4 out of memory": [Evaluate(5, 7, first_params())],
+        "failed 4 out of memory": [probing(6, batches=0)],
+        "failed 6 no batch": [probing(7)],
+        "done 7": [Evaluate(5, 7, first_params())],
         "done 5": [Send("peer", "bye"), Send("peer", "stop")],
     }
     world, protocol = live(run, script)
@@ -214,6 +228,8 @@ def test_inputs_and_effects_come_in_one_order_on_every_loop(run: Run) -> None:
         "record waits 2",
         "> done 3",
         "> failed 4 out of memory",
+        "> failed 6 no batch",
+        "> done 7",
         "> done 5",
         "send bye",
         "send stop",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from aggregator.ledger import Ledger
 from aggregator.rows import AcceptPartial, CommitVersion, DropPartials, SaveMetrics
@@ -193,6 +194,25 @@ async def test_units_of_the_last_three_versions_and_the_checkpoint_are_served(
     again = await Ledger.open(tmp_path, "m", checkpoint_versions=4)
     assert await again.blob(_commit(7).descriptor.units["l1.bias"].digest) is not None
     await again.close()
+
+
+async def test_units_are_served_as_published_and_parameters_kept_as_they_are(
+    tmp_path: Path,
+) -> None:
+    params = _params(0)
+    digests = _MANIFEST.digests(params, "fp16")
+    exact = _descriptor(0, params)
+    units = {name: UnitVersion(digests[name], 0, unit.shape) for name, unit in exact.units.items()}
+    descriptor = replace(exact, downlink="fp16", units=units)
+    ledger = await Ledger.open(tmp_path, "m")
+    await ledger.save((CommitVersion(descriptor, params, (), ()),))
+    for name, piece in _MANIFEST.split(params).items():
+        assert await ledger.blob(digests[name]) == piece.astype("<f2").tobytes()
+        assert await ledger.blob(exact.units[name].digest) is None
+    snapshot = await ledger.load()
+    assert snapshot is not None
+    assert snapshot.params.tobytes() == params.tobytes()
+    await ledger.close()
 
 
 async def test_versions_with_equal_parameters_share_a_file_that_stays(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edge_node import stacked as stacked_module
+from edge_node.stack import Need
 from edge_node.stacked import StackedTrainer
 from edge_node.trainer import Trainer
 from hedgerow.core.config import TaskConfig
@@ -105,6 +106,57 @@ def test_stacked_regressions_equal_single_ones(jit_folder: Path) -> None:
     assert_equals_single(model, shards, varied_jobs(model, preset="all"), jit_folder)
 
 
+def test_groups_of_channels_equal_single_ones(jit_folder: Path) -> None:
+    model = load_model(
+        TaskConfig(name="mlp", outputs=3, options={"hidden": [32, 8]}), (5,), groups=2
+    )
+    names = [
+        ["hidden.0.weight[:,0:2]", "hidden.1.weight[:,16:32]", "output.bias"],
+        ["hidden.1.weight[:,0:16]", "hidden.1.weight[:,16:32]"],
+        ["hidden.1.weight[:,0:16]"],
+    ]
+    for units in names:
+        assert_equals_single(model, shards_for(model), varied_jobs(model, units=units), jit_folder)
+
+
+def test_plans_over_the_same_tensors_share_a_step(jit_folder: Path) -> None:
+    model = load_model(
+        TaskConfig(name="mlp", outputs=3, options={"hidden": [32, 8]}), (5,), groups=4
+    )
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    for first in (0, 8):
+        units = [f"hidden.1.weight[:,{first}:{first + 8}]"]
+        plan = choose_plan(model.manifest, units=units)
+        (result,) = trained_all(stacked, [(0, job_of(model, plan=plan))])
+        expected = Trainer(model, *shards_for(model)[0], jit_folder).train(job_of(model, plan=plan))
+        np.testing.assert_allclose(result.delta, expected.delta, rtol=1e-4, atol=1e-6)
+    assert len(stacked._stacks) == 1
+
+
+def test_steps_end_where_the_job_says(jit_folder: Path) -> None:
+    model = mlp()
+    chosen = choose_plan(model.manifest, preset="all")
+    jobs = [
+        (shard, job_of(model, job=n, plan=chosen, passes=3, seed=n, max_steps=limit))
+        for n, (shard, limit) in enumerate([(0, 1), (0, 7), (4, 12), (4, 0), (1, 2), (2, 100)])
+    ]
+    assert_equals_single(model, shards_for(model), jobs, jit_folder)
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    steps = [result.steps for result in trained_all(stacked, jobs)]
+    assert steps == [1, 7, 12, 30, 2, 6]
+
+
+def test_the_head_of_a_mobilenet_equals_single_ones(jit_folder: Path) -> None:
+    config = TaskConfig(
+        name="mobilenet", outputs=3, options={"channels": [8, 8], "strides": [2, 1], "hidden": [6]}
+    )
+    model = load_model(config, (8, 8))
+    jobs = varied_jobs(model, last_layers=2)[:3]
+    assert_equals_single(model, shards_for(model), jobs, jit_folder)
+    stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
+    assert not stacked.can_train(choose_plan(model.manifest, last_layers=3))
+
+
 def test_two_trainings_of_one_stack_do_not_mix(jit_folder: Path) -> None:
     model = mlp()
     stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
@@ -190,11 +242,12 @@ def test_layers_of_any_size_equal_single_ones(hidden: list[int], jit_folder: Pat
     assert_equals_single(model, shards_for(model), last, jit_folder)
 
 
-def test_a_stack_says_the_peak_it_is_told(jit_folder: Path) -> None:
+def test_a_stack_says_the_need_it_is_told(jit_folder: Path) -> None:
     model = mlp()
     stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
-    (result,) = stacked.train([(0, job_of(model))], peak_bytes=1234)
-    assert trained(result).peak_bytes == 1234
+    (result,) = stacked.train([(0, job_of(model))], Need(1234, 1300, "4 at a time"))
+    found = trained(result)
+    assert (found.peak_bytes, found.planned_bytes, found.execution) == (1234, 1300, "4 at a time")
 
 
 def test_a_diverging_lane_fails_alone(jit_folder: Path) -> None:

@@ -19,7 +19,7 @@ from hedgerow.core.config import Config
 from hedgerow.core.messages import Descriptor
 from hedgerow.core.plan import Plan, choose_plan
 from hedgerow.core.strategy import FTTE
-from hedgerow.core.units import Manifest
+from hedgerow.core.units import Manifest, Vector
 from hedgerow.runtime.configfile import load_config
 from sims.broker import _SUBSCRIBE_BYTES, PACKET_BYTES, Session
 from sims.clock import SECOND_US
@@ -119,7 +119,8 @@ def simulate(versions: int, changes: Mapping[str, Any], usual_s: float | None = 
 def _as_fast(scenario: Scenario, config: Config, world: FleetWorld, usual_s: float) -> Scenario:
     """Return the scenario with devices whose median training takes `usual_s`."""
     examples = statistics.mean(world.examples(node) for node in range(config.fleet.nodes))
-    mflop = world.training_mflop(_plan(config, world.manifest)) * examples * config.training.passes
+    cost = world.training_cost(_plan(config, world.manifest))
+    mflop = cost.step_mflop * examples * config.training.passes
     busy_s = max(usual_s - scenario.devices[0].overhead_s, 0.001)
     return with_overrides(scenario, {"devices.process.mflop_per_s": mflop / busy_s})
 
@@ -171,7 +172,8 @@ def run_processes(
     # A busy machine answers seldom: the last picture with all nodes is the one closest to the end.
     last, config = pictures[-1], load_config(folder / "config.json")
     world = real_world(load_scenario("demo"), config, config.fleet.seed)
-    history = asyncio.run(_read_history(folder / "aggregator", config, world))
+    ledger = folder / "aggregator"
+    history = asyncio.run(read_history(ledger, config, world.manifest, world.initial_params()))
     arm = Arm(
         name="processes",
         tables=_tables(config),
@@ -219,25 +221,32 @@ def _usual_s(pictures: Sequence[Sequence[Mapping[str, Any]]]) -> float:
 
 
 @dataclass(frozen=True)
-class _History:
-    """An aggregator's ledger, and what is wrong with its versions."""
+class History:
+    """An aggregator's ledger, and what is wrong with its versions; `descriptors` from version 0 on."""
 
-    first: Descriptor
+    descriptors: Sequence[Descriptor]
     rows: Sequence[LedgerRow]
     problems: Sequence[str]
 
+    @property
+    def first(self) -> Descriptor:
+        """Version 0."""
+        return self.descriptors[0]
 
-async def _read_history(folder: Path, config: Config, world: FleetWorld) -> _History:
-    """Read the ledger of a finished run and compute every version again from its inputs: C4."""
+
+async def read_history(folder: Path, config: Config, manifest: Manifest, params: Vector) -> History:
+    """Read the ledger of a finished run and compute every version again from its inputs: C4.
+
+    `params`, shape (P,), are what version 0's should be.
+    """
     ledger = await Ledger.open(folder, config.fleet.model)
     try:
         snapshot = await ledger.load()
         assert snapshot is not None
         first, *others = snapshot.descriptors
         assert first.version == 0, "the ledger has dropped its first versions"
-        manifest, params = world.manifest, world.initial_params()
         problems = [] if _digests(first) == manifest.digests(params) else ["version 0 is another"]
-        lineage = Lineage(config, _plan(config, manifest), individual=FTTE.individual)
+        lineage = Lineage(config, Plan.of(manifest, first.plan), individual=FTTE.individual)
         lineage.add(first)
         state = FTTE.init(params)
         for descriptor in others:
@@ -249,4 +258,4 @@ async def _read_history(folder: Path, config: Config, world: FleetWorld) -> _His
             lineage.add(descriptor)
     finally:
         await ledger.close()
-    return _History(first, snapshot.ledger, problems)
+    return History(snapshot.descriptors, snapshot.ledger, problems)

@@ -79,6 +79,21 @@ def test_an_unknown_figure_is_refused_by_naming_the_known_ones(tmp_path: Path) -
 
 
 @pytest.mark.e2e
+def test_what_an_encoding_costs_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "payload.json"
+    words = ["--quick", "--seed", "1", "--only", "sign", "--only", "sign + feedback"]
+    done = run_bench(*words, "--json", str(file), module="bench.payload")
+    assert done.returncode == 0, done.stderr
+    rows = {row["what"]: row for row in json.loads(file.read_text())["rows"]}
+    for row in rows.values():
+        check_row(row)
+    for case in ("sign", "sign + feedback"):
+        payload = rows[f"{case}: payload and scales"]["median"]
+        assert payload == 4810 // 8 + 1 + 4 * 4
+        assert rows[f"{case}: uplink per update"]["median"] > payload
+
+
+@pytest.mark.e2e
 @pytest.mark.timeout(240)
 def test_the_simulator_is_measured_beside_peers_on_both_sizes(tmp_path: Path) -> None:
     for script, text in (("bare_loop.py", "10.0"), ("flower_sim.py", "0.1")):

@@ -4,12 +4,16 @@ import asyncio
 import random
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from aggregator.planner import first_plans
 from hedgerow.core.config import Config
-from hedgerow.core.effects import Train, Trained
+from hedgerow.core.costs import ModelCosts
+from hedgerow.core.effects import Probe, Probed, Train, Trained
 from hedgerow.core.plan import Plan
+from hedgerow.core.planbook import PlanSet
 from hedgerow.core.strategy import FTTE
 from hedgerow.core.units import Manifest, Vector
 from hedgerow.runtime.ports import ComputeError
@@ -17,16 +21,19 @@ from sims.availability import Availability
 from sims.checks import Watch
 from sims.clock import SECOND_US, VirtualLoop
 from sims.compute import Stopwatch, TrainingPool
+from sims.costs import TrainingCost
 from sims.devices import Device
 from sims.fleet import Blueprint, Fleet, Parts
 from sims.links import LinkModel
 from sims.power import Power
 from sims.scenario import AvailabilityTable, PowerTable
 from sims.traces import Traces
+from tests.protocol.planning import COSTS
 from tests.protocol.scenarios import CHUNK_BYTES, MANIFEST, MODEL, PLAN, first_params, make_config
 
 NO_TRACES = Traces(None)
 FAILED_TRAININGS = 0.02
+PROBES_OF_A_TURN = 6
 
 
 def fair_link(latency_us: int = 10_000) -> LinkModel:
@@ -34,8 +41,16 @@ def fair_link(latency_us: int = 10_000) -> LinkModel:
     return LinkModel(latency_us, up_bps=0, down_bps=0, loss=0, repeat=0, reorder_us=0, trace=None)
 
 
-def fleet_config(law: str, *, nodes: int = 6, gateways: int = 2) -> Config:
+def fleet_config(
+    law: str,
+    *,
+    nodes: int = 6,
+    gateways: int = 2,
+    plan: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Config:
     return make_config(
+        plan=plan or {},
         fleet={"model": MODEL, "nodes": nodes, "gateways": gateways},
         broker={"chunk_bytes": CHUNK_BYTES},
         node={"resend_s": 4.0, "outbox_updates": 5, "offline_updates": 3, "sleep_s": 0.2},
@@ -47,7 +62,7 @@ def fleet_config(law: str, *, nodes: int = 6, gateways: int = 2) -> Config:
             "count_max": 4,
         },
         gateway={"flush_count": 3, "held_updates": 24},
-        training={"clip_norm": 2.0},
+        training={"clip_norm": 2.0, **(training or {})},
         stop={"max_versions": 1_000_000},
     )
 
@@ -82,11 +97,16 @@ def make_device(
 
 
 class TinyWorld:
-    """Every node pulls towards a target of its own; some trainings fail, as their seed has it."""
+    """Every node pulls towards a target of its own; some trainings fail, as their seed has it.
+
+    `deltas` has what each training came to, by the seed of its job.
+    """
 
     def __init__(self, seed: int, failures: float = FAILED_TRAININGS) -> None:
         self.failures = failures
+        self.deltas: dict[int, Vector] = {}
         self._random = random.Random(f"{seed}:failures")
+        self._probes = 0
 
     @property
     def manifest(self) -> Manifest:
@@ -101,7 +121,9 @@ class TinyWorld:
     def _train(self, node: int, job: Train) -> Trained | ComputeError:
         if self._random.random() < self.failures:
             return ComputeError("out of memory")
-        return trained(node, job)
+        result = trained(node, job)
+        self.deltas[job.seed] = result.delta
+        return result
 
     def evaluate(self, params: Vector) -> Mapping[str, float]:
         return {"accuracy": 0.0}
@@ -109,8 +131,23 @@ class TinyWorld:
     def evaluate_nodes(self, params: Vector) -> Sequence[Mapping[str, float]]:
         return []
 
-    def training_mflop(self, plan: Plan) -> float:
-        return 1.0
+    def evaluate_node(self, node: int, params: Vector) -> Mapping[str, float]:
+        return {"accuracy": 0.0}
+
+    def probe(self, node: int, job: Probe) -> Probed | ComputeError:
+        if self._random.random() < self.failures:
+            return ComputeError("out of memory")
+        self._probes += 1
+        return probed(node, job, (self._probes - 1) // PROBES_OF_A_TURN)
+
+    def costs(self) -> ModelCosts:
+        return COSTS
+
+    def training_cost(self, plan: Plan) -> TrainingCost:
+        return TrainingCost(step_mflop=1.0)
+
+    def too_large(self, job: Train) -> ComputeError | None:
+        return None
 
     def examples(self, node: int) -> int:
         return 1
@@ -136,6 +173,14 @@ def trained(node: int, job: Train) -> Trained:
     )
 
 
+def probed(node: int, job: Probe, turn: int) -> Probed:
+    """Return values of which one weight's is by far the largest: another one's every turn, and larger."""
+    weights = [unit.name for unit in MANIFEST.units if not unit.is_bias]
+    star, most = weights[turn % len(weights)], 1000.0 * 5.0 ** (turn % 30)
+    squares = {unit: most if unit == star else 1 + node / 100 for unit in job.plan.names}
+    return Probed(job.job, squares, job.batches)
+
+
 class HoldingPool(TrainingPool):
     """A training pool that can be told to hold trainings back: their results never come."""
 
@@ -146,11 +191,9 @@ class HoldingPool(TrainingPool):
         super().__init__(loop, world, stopwatch)
         self.held: list[tuple[int, asyncio.Future[Trained]]] = []
 
-    def train(
-        self, node: int, job: Train, took_us: int, memory_bytes: int
-    ) -> "asyncio.Future[Trained]":
+    def train(self, node: int, job: Train, took_us: int) -> "asyncio.Future[Trained]":
         if not self.paused or node == self.released:
-            return super().train(node, job, took_us, memory_bytes)
+            return super().train(node, job, took_us)
         future: asyncio.Future[Trained] = asyncio.get_running_loop().create_future()
         self.held.append((node, future))
         return future
@@ -176,14 +219,19 @@ class SmallFleet(Fleet):
         gateways: int = 2,
         brokers: int = 1,
         replay: bool = True,
+        plan: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
         roam_every_s = 30.0 if brokers > 1 else 0.0
         devices = devices or [make_device(n, roam_every_s=roam_every_s) for n in range(6)]
         self.world = world = TinyWorld(seed)
+        nodes = len(devices)
+        config = fleet_config(law, nodes=nodes, gateways=gateways, plan=plan, training=training)
         blueprint = Blueprint(
-            config=fleet_config(law, nodes=len(devices), gateways=gateways),
+            config=config,
             strategy=FTTE,
-            plan=PLAN,
+            plans=first_plans(config, MANIFEST, COSTS) if plan else PlanSet(PLAN),
+            costs=COSTS if plan else None,
             params=world.initial_params(),
             devices=devices,
             gateway_links=[fair_link() for _ in range(gateways)],

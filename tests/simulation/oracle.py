@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from aggregator.rows import AcceptPartial, CommitVersion
 from edge_node.rows import CloseUpdate, PutUpdate
@@ -14,12 +15,13 @@ from hedgerow.core.codec import decode
 from hedgerow.core.merge import MergeContext, merge
 from hedgerow.core.messages import Descriptor, Partial, Update, UpdateId
 from hedgerow.core.partial import PartialAggregate, add, contribution, frame_for, from_wire
+from hedgerow.core.plan import Plan
 from hedgerow.core.quantize import decode_delta
 from hedgerow.core.units import Vector
 from sims.checks import ViolationError
 from sims.disks import LedgerDisk, NodeDisk
 from sims.fleet import Fleet
-from tests.protocol.scenarios import MANIFEST, PLAN, first_params
+from tests.protocol.scenarios import MANIFEST, first_params
 
 
 class OracleError(ViolationError):
@@ -143,6 +145,7 @@ def check_replay(fleet: Fleet) -> None:
     """C4: every version is the bit-exact merge of issued updates, from version 0 on."""
     ledger, bodies = ledger_of(fleet), _issued(fleet)
     descriptors = {version: entry[0] for version, entry in ledger.history.items()}
+    plans = plans_of(ledger)
     params = first_params()
     for version in range(1, ledger.version + 1):
         before = descriptors[version - 1]
@@ -150,7 +153,7 @@ def check_replay(fleet: Fleet) -> None:
             manifest=MANIFEST,
             version=version - 1,
             law=before.rules.staleness,
-            plans={PLAN.plan_id: PLAN},
+            plans=plans,
             rules=lambda v: descriptors[v].rules,
             learning_rate=before.rules.server_learning_rate,
         )
@@ -160,7 +163,7 @@ def check_replay(fleet: Fleet) -> None:
         if params.tobytes() != stored.tobytes():
             raise OracleError(f"C4: version {version} is not the replay of its inputs")
         digests = {name: unit.digest for name, unit in descriptor.units.items()}
-        if digests != MANIFEST.digests(params):
+        if digests != MANIFEST.digests(params, descriptor.downlink):
             raise OracleError(f"C4: version {version} is described wrongly")
 
 
@@ -191,25 +194,38 @@ def sums_of(
     partial: Partial, ledger: KeptLedger, bodies: dict[UpdateId, Update]
 ) -> PartialAggregate:
     """Return a partial's sums, which must be those of the updates that its headers name."""
-    parts = []
+    parts, plans = [], plans_of(ledger)
     newest = ledger.history[partial.at_version][0].rules
     for header in partial.headers:
         update = bodies[header.id]
-        if update.header != header:
+        if replace(header, plan_id="") != update.header:
             raise OracleError(f"C3: {partial.id} alters the header of {header.id}")
-        base = ledger.history[header.base_version][0].rules
+        based_on = ledger.history[header.base_version][0]
+        if update.plan_id not in {based_on.plan_id, *based_on.nested}:
+            raise OracleError(f"C3: {header.id} was trained under a plan that its version has not")
+        plan, base = plans[update.plan_id], based_on.rules
         frame = frame_for(base, header.base_version, newest, partial.at_version)
-        parts.append(contribution(update.header, decode_delta(update, PLAN), PLAN, base, frame))
+        parts.append(contribution(update.header, decode_delta(update, plan), plan, base, frame))
     flat = add(*parts)
     if partial.sums:
-        _compare(partial, flat)
+        _compare(partial, flat, plans)
     elif [bodies[update.id] for update in partial.updates] != partial.updates:
         raise OracleError(f"C3: {partial.id} carries altered updates")
     return flat
 
 
-def _compare(partial: Partial, flat: PartialAggregate) -> None:
-    sent = from_wire(partial.sums, {PLAN.plan_id: PLAN})
+def plans_of(ledger: KeptLedger) -> dict[str, Plan]:
+    """Return every plan that any version ever had, by id."""
+    found = {}
+    for descriptor, _ in ledger.history.values():
+        for units in (descriptor.plan, *descriptor.nested.values()):
+            plan = Plan.of(MANIFEST, units)
+            found[plan.plan_id] = plan
+    return found
+
+
+def _compare(partial: Partial, flat: PartialAggregate, plans: dict[str, Plan]) -> None:
+    sent = from_wire(partial.sums, plans)
     same = sent.keys() == flat.keys() and all(
         np.array_equal(sent[key].total, flat[key].total) and sent[key].weight == flat[key].weight
         for key in flat

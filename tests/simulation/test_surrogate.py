@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hedgerow.core.effects import Train, Trained
+from hedgerow.core.effects import Probe, Probed, Train, Trained
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.plan import Plan, choose_plan
+from hedgerow.core.search import search
 from hedgerow.core.units import Vector
 from hedgerow.runtime.ports import ComputeError
 from sims.surrogate import NOISE, SurrogateTrainer
@@ -155,8 +156,86 @@ def test_a_failing_job_fails_alone() -> None:
 
 def test_every_training_costs_the_same() -> None:
     world = SurrogateTrainer(2, 64, 1)
-    assert [unit.size for unit in world.manifest.units] == [56, 8]
-    assert world.training_mflop(choose_plan(world.manifest, preset="all")) == 1.0
+    assert [unit.size for unit in world.manifest.units] == [14, 14, 14, 14, 8]
+    assert world.training_cost(choose_plan(world.manifest, preset="all")).step_mflop == 1.0
+
+
+def test_a_plan_with_gaps_trains_its_units_as_one_without() -> None:
+    world = SurrogateTrainer(3, 64, 1)
+    whole = choose_plan(world.manifest, preset="all")
+    parts = choose_plan(world.manifest, units=["body.1.weight", "head.weight"])
+    (everything,), (some,) = (
+        trained_all(world, [(1, job_of(world, plan=plan, passes=300))]) for plan in (whole, parts)
+    )
+    for name, where in parts.slices.items():
+        found, expected = some.delta[where], everything.delta[whole.slices[name]]
+        np.testing.assert_allclose(found, expected, atol=3 * NOISE)
+
+
+def test_fewer_steps_are_taken_where_the_job_says_so() -> None:
+    world = SurrogateTrainer(3, 64, 1)
+    long, cut, short = trained_all(
+        world,
+        [
+            (1, job_of(world, passes=9)),
+            (1, job_of(world, passes=9, max_steps=2)),
+            (1, job_of(world, passes=2, max_steps=5)),
+        ],
+    )
+    assert (long.steps, cut.steps, short.steps) == (9, 2, 2)
+    np.testing.assert_array_equal(cut.delta, short.delta)
+
+
+def test_a_plan_too_large_for_its_bound_fails() -> None:
+    world = SurrogateTrainer(3, 64, 1)
+    head = choose_plan(world.manifest, last_layers=1)
+    needed = 4 * (64 + 2 * 8)
+    fits, fails = world.train(
+        [
+            (0, job_of(world, plan=head, memory_bytes=needed)),
+            (0, job_of(world, plan=head, memory_bytes=needed - 1)),
+        ]
+    )
+    assert isinstance(fits, Trained)
+    assert fits.peak_bytes == needed
+    assert isinstance(fails, ComputeError)
+    assert f"needs {needed} bytes" in str(fails)
+
+
+def test_a_probe_tells_what_training_would_gain() -> None:
+    world = SurrogateTrainer(3, 64, 1)
+    plan = choose_plan(world.manifest, preset="all")
+
+    def probed(params: Vector) -> Probed:
+        found = world.probe(2, Probe(4, plan, params, batch_size=8, batches=3, seed=1))
+        assert isinstance(found, Probed)
+        return found
+
+    before = probed(world.initial_params())
+    (found,) = trained_all(world, [(2, job_of(world, plan=plan, passes=300))])
+    after = probed(found.delta)
+    assert (before.job, before.batches, list(before.squares)) == (4, 3, list(plan.names))
+    assert all(after.squares[name] < 0.05 * before.squares[name] for name in plan.names)
+    assert sum(before.squares.values()) == pytest.approx(found.delta @ found.delta, rel=0.05)
+    short = Probe(4, plan, np.zeros(3, np.float32), batch_size=8, batches=3, seed=1)
+    assert isinstance(world.probe(2, short), ComputeError)
+
+
+def test_its_costs_can_be_searched() -> None:
+    world = SurrogateTrainer(3, 64, 1)
+    costs = world.costs()
+    assert costs.manifest is world.manifest
+    assert [costs.stage_of(unit.name) for unit in world.manifest.units] == [0, 1, 2, 3, 4]
+    squares = world.probe(0, _probe(world))
+    assert isinstance(squares, Probed)
+    best, *_ = search(costs, squares.squares, 700, 4)
+    assert 0 < best.share < 1
+    assert best.planned_bytes <= 700
+
+
+def _probe(world: SurrogateTrainer) -> Probe:
+    plan = choose_plan(world.manifest, preset="all")
+    return Probe(1, plan, world.initial_params(), batch_size=4, batches=1, seed=1)
 
 
 def test_too_few_parameters_are_refused() -> None:

@@ -33,7 +33,7 @@ def update(seq: int, payload: bytes = b"") -> Update:
         examples=1,
         kappa=1.0,
         encoding="int8",
-        scales=[],
+        scales=b"",
         payload=payload,
     )
 

@@ -365,7 +365,7 @@ def test_the_largest_messages_of_the_protocol_pass() -> None:
         examples=1,
         kappa=1.0,
         encoding="int8",
-        scales=[0.5] * 4096,
+        scales=bytes(4 * 4096),
         payload=payload,
     )
     assert decode(encode(update)) == update
@@ -394,6 +394,7 @@ def test_the_wire_format_is_plain_messagepack() -> None:
         "usual_us": 0,
         "peak_bytes": 0,
         "counters": {"x": 3},
+        "metrics": {},
     }
     receipts = Receipts(receipts=[Receipt(UpdateId("n1", 7, 3), "rejected", "norm")], version=2)
     assert msgpack.unpackb(encode(receipts))["receipts"] == [[["n1", 7, 3], "rejected", "norm"]]

@@ -14,6 +14,7 @@ from msgspec import inspect
 
 from hedgerow.core.config import Config
 from hedgerow.core.configcheck import parse_config
+from hedgerow.core.describe import in_words
 from hedgerow.core.errors import ConfigError
 from hedgerow.runtime.configfile import find_config, load_config, packaged_configs, write_config
 
@@ -156,6 +157,10 @@ def test_the_smallest_configuration_is_enough() -> None:
         ({"fleet": {"nodes": 1, "gateways": 2}}, "fleet.gateways: 2"),
         ({"plan": {}}, "plan: set exactly one"),
         ({"plan": {"last_layers": 1, "preset": "all"}}, r"plan: .*\(got 2\)"),
+        (
+            {"plan": {"units": ["a", "b"], "personal": ["b"]}},
+            "plan.personal: 'b' is in plan.units, too",
+        ),
         ({"broker": {"tls": True, "kind": "external", "port": 1, "cert_file": "c"}}, "key_file"),
         ({"broker": {"tls": True}}, "broker.server_cert_file"),
         ({"broker": {"ca_file": "c"}}, "broker.ca_file: 'c' is unused"),
@@ -265,3 +270,19 @@ def test_written_and_read_back_it_is_the_same_and_private(tmp_path: Path) -> Non
 def test_every_packaged_configuration_is_right(name: str) -> None:
     assert find_config(name).suffix == ".toml"
     assert load_config(name).fleet.nodes > 0
+
+
+def test_what_nodes_keep_to_themselves_is_said_in_words() -> None:
+    config = parse_config(
+        {
+            "data": {"source": "digits", "split": "shards", "local_test_fraction": 0.25},
+            "plan": {"preset": "all", "personal": ["head", "norm.bias"]},
+            "training": {"time_budget_s": 20},
+        }
+    )
+    told = "\n".join(in_words(config))
+    assert "nodes train every unit; each keeps its own head, norm.bias: trained, never sent" in told
+    assert "each node tests on 25% of its own" in told
+    assert "as many steps as fit into 20 s" in told
+    plain = "\n".join(in_words(parse_config(SMALLEST)))
+    assert not any(said in plain for said in ("each keeps", "each node tests", "fit into"))
