@@ -1,7 +1,6 @@
 """What the nodes' tests on their own examples come to: how the model serves them, and the worst off."""
 
 from collections.abc import Iterable
-from math import isfinite
 from statistics import fmean
 
 from aggregator.status import LocalMetric
@@ -11,6 +10,9 @@ from hedgerow.core.messages import NodeState
 _DECILE = 10
 _MOST = 32
 """Metrics told apart: names come from the nodes, so their number must have a bound."""
+
+_LARGEST = 1e30
+"""Above this a sum over nodes might overflow, which would raise."""
 
 
 def local_metrics(states: Iterable[NodeState]) -> list[LocalMetric]:
@@ -24,7 +26,7 @@ def local_metrics(states: Iterable[NodeState]) -> list[LocalMetric]:
         for name, value in sorted(state.metrics.items()):
             kind, _, metric = name.partition(" ")
             key = (metric, kind)
-            if isfinite(value) and (key in found or len(found) < _MOST):
+            if abs(value) <= _LARGEST and (key in found or len(found) < _MOST):
                 found.setdefault(key, []).append(value)
     return [
         LocalMetric(metric, kind, fmean(values), _worst_decile(metric, values), len(values))

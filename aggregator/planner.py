@@ -52,7 +52,9 @@ class Planner:
             version=version,
             term=term,
         )
-        self.budgets = {"default": plan.budget_bytes, **plan.class_budgets}
+        # A class with settings but no budget of its own has the fleet's, which the widest plan may exceed.
+        classes = ("default", *training.memory_classes)
+        self.budgets = {**dict.fromkeys(classes, plan.budget_bytes), **plan.class_budgets}
         self._costs = costs
         self._hysteresis = plan.hysteresis
         self._enough = plan.enough_value

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_node.oracle import planned_bytes
-from hedgerow.core.config import PlanConfig
 from hedgerow.core.costs import ModelCosts
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.execution import Execution, executions
@@ -72,26 +71,21 @@ def random_units(asked: Question) -> Sequence[str]:
 
 
 def ours(asked: Question) -> Sequence[str]:
-    """Return the units of most value that fit, found as `hedgerow plan` finds them."""
+    """Return the units of most value that fit, as `hedgerow plan` finds them with `enough_value = 1`."""
     return searched(asked).names
 
 
 def searched(asked: Question) -> Candidate:
-    """Return the best plan, confirmed by tinygrad's own memory planner."""
+    """Return the best plan, confirmed by tinygrad's own memory planner.
+
+    However slow it is: every plan's fleet makes as many updates here.
+    """
 
     def oracle(names: Sequence[str], execution: Execution, batch: int) -> int:
         return planned_bytes(asked.model, Plan.of(asked.model.manifest, names), batch, execution)
 
     values = filled_values(asked.costs, asked.values)
-    found = search(
-        asked.costs,
-        values,
-        asked.budget_bytes,
-        asked.batch,
-        enough=PlanConfig().enough_value,
-        oracle=oracle,
-    )
-    return found[0]
+    return search(asked.costs, values, asked.budget_bytes, asked.batch, oracle=oracle)[0]
 
 
 def _modelled(asked: Question, names: Sequence[str]) -> int:

@@ -155,6 +155,7 @@ class Residuals:
 
     def _adopt(self, plan: Plan) -> None:
         self._plan = plan
+        self._plans.pop(plan.plan_id, None)  # taken up again it is the newest
         self._plans[plan.plan_id] = plan
         if len(self._plans) > _KEPT_PLANS:
             del self._plans[next(iter(self._plans))]

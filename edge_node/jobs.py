@@ -8,7 +8,9 @@ from edge_node.timebudget import TimeBudget
 from edge_node.turns import Turns
 from edge_node.work import Work
 from hedgerow.core.config import NodeConfig
+from hedgerow.core.costs import FLOAT_BYTES
 from hedgerow.core.effects import Train
+from hedgerow.core.encodings import FED_BACK, choose_encoding
 from hedgerow.core.messages import Descriptor, LocalTraining
 from hedgerow.core.plan import Plan, moved
 from hedgerow.core.planbook import plan_of_class
@@ -48,7 +50,7 @@ class Jobs:
             offset=None if offset is None else moved(offset, plan, trained),
             proximal=local.proximal,
             max_steps=self.budget.max_steps(local.time_budget_us),
-            memory_bytes=self._memory_bytes(plan, local),
+            memory_bytes=self._memory_bytes(base, plan, local),
         )
         return Work(train, base, now_us, plan)
 
@@ -61,7 +63,10 @@ class Jobs:
         if work is not None:
             self._over_budget = work.plan.plan_id
 
-    def _memory_bytes(self, plan: Plan, local: LocalTraining) -> int:
-        """Return the node's own bound, or else what the plan was searched for."""
+    def _memory_bytes(self, base: Descriptor, plan: Plan, local: LocalTraining) -> int:
+        """Return the node's own bound, or else what the plan was searched for, less what updates leave out."""
         own = self._config.memory_bytes
-        return own if own or plan.plan_id == self._over_budget else local.memory_bytes
+        bound = own if own or plan.plan_id == self._over_budget else local.memory_bytes
+        encoding, _ = choose_encoding(plan, base.encoding, self._config.max_update_bytes)
+        kept = FLOAT_BYTES * plan.size if encoding in FED_BACK else 0
+        return max(1, bound - kept) if bound else 0

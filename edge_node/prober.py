@@ -61,7 +61,7 @@ class Prober:
             batch_size=training.batch_size,
             batches=request.batches,
             seed=zlib.crc32(f"{self._node}:probe:{request.round}".encode()),
-            memory_bytes=self._config.memory_bytes,
+            memory_bytes=training.memory_bytes if self._config.memory_bytes else 0,
         )
         self._outlet.do(self._job)
         return True

@@ -4,21 +4,15 @@ from collections.abc import Sequence
 
 from edge_node.oracle import planned_bytes
 from hedgerow.core.costs import FLOAT_BYTES
-from hedgerow.core.encodings import FED_BACK
 from hedgerow.core.execution import Execution
 from hedgerow.core.plan import Plan
 from hedgerow.core.search import Oracle
 from hedgerow.planning.workbench import Workbench
 
 
-def feeds_back(encoding: str) -> bool:
-    """Whether nodes keep what an update leaves out: an encoding with error feedback."""
-    return encoding in FED_BACK
-
-
 def feedback_bytes(bench: Workbench, names: Sequence[str]) -> int:
     """Return the memory of what updates of these units have left out so far; personal ones send none."""
-    if not feeds_back(bench.config.training.encoding):
+    if not bench.error_feedback:
         return 0
     shared = [name for name in names if name not in bench.personal]
     return FLOAT_BYTES * Plan.of(bench.model.manifest, shared).size

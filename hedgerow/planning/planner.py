@@ -8,7 +8,7 @@ from hedgerow.core.execution import Execution
 from hedgerow.core.search import Candidate, Oracle, nested_plans, prior_values, search
 from hedgerow.planning.budgets import Budgets, Tell
 from hedgerow.planning.command import Options
-from hedgerow.planning.oracle import feeds_back, oracle_of
+from hedgerow.planning.oracle import oracle_of
 from hedgerow.planning.proxy import proxy_values
 from hedgerow.planning.report import (
     PlanReport,
@@ -93,7 +93,7 @@ def _search(
         values,
         budgets.widest,
         bench.batch,
-        error_feedback=feeds_back(bench.config.training.encoding),
+        error_feedback=bench.error_feedback,
         personal=bench.personal,
         enough=bench.config.plan.enough_value,
         oracle=oracle,
@@ -113,7 +113,7 @@ def _classes(
         everybody,
         bench.batch,
         batches={name: bench.batch_of(name) for name in everybody},
-        error_feedback=feeds_back(bench.config.training.encoding),
+        error_feedback=bench.error_feedback,
         personal=bench.personal,
         enough=bench.config.plan.enough_value,
         oracle=oracle,

@@ -12,7 +12,6 @@ from hedgerow.core.plan import Plan
 from hedgerow.core.search import Candidate
 from hedgerow.core.units import Unit
 from hedgerow.planning.budgets import Budgets
-from hedgerow.planning.oracle import feeds_back
 from hedgerow.planning.workbench import Workbench
 
 
@@ -95,13 +94,12 @@ def row_of(
 ) -> Row:
     """Return a candidate, confirmed by the oracle for `batch` (0: the fleet's), as a row."""
     plan = Plan.of(bench.model.manifest, candidate.names)
-    encoding = bench.config.training.encoding
     planned = training_bytes(
         bench.costs,
         candidate.names,
         candidate.execution,
         batch=batch or bench.batch,
-        error_feedback=feeds_back(encoding),
+        error_feedback=bench.error_feedback,
         personal=bench.personal,
     )
     total = sum(value for name, value in values.items() if name not in bench.personal)

@@ -18,7 +18,7 @@ from hedgerow.planning.picture import network_picture
 from hedgerow.planning.plot import write_plot
 from hedgerow.planning.report import PlanReport, as_json
 from hedgerow.planning.sizes import in_kib, parse_size
-from hedgerow.planning.table import classes_table, plans_table
+from hedgerow.planning.table import classes_table, plans_table, verified_table
 from hedgerow.runtime.cache import cache_folder
 from hedgerow.runtime.compiler import prepare_tinygrad
 from hedgerow.runtime.configfile import load_config
@@ -97,6 +97,9 @@ def _print(report: PlanReport) -> None:
             console.print(f"trained from {row.depth}: {row.verified.failed}")
     if report.classes:
         console.print(classes_table(report))
+    verified = verified_table(report)
+    if verified is not None:
+        console.print(verified)
     console.print(network_picture(report, report.plans[0].units))
     # Square brackets are markup to rich, and a long line must stay one.
     console.print("\nfor the configuration:\n")

@@ -1,5 +1,6 @@
 """The plans as a table."""
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hedgerow.planning.report import PlanReport, Row
@@ -20,20 +21,35 @@ def classes_table(report: PlanReport) -> Table:
     return _table("plans of the memory classes", _CLASS, list(report.classes.items()))
 
 
+def verified_table(report: PlanReport) -> Table | None:
+    """Return what short trainings of the plans came to; None where there were none."""
+    rows = {str(rank): row for rank, row in enumerate(report.plans, 1)} | report.classes
+    metrics = _metrics(list(rows.values()))
+    if not metrics:
+        return None
+    table = _narrow("after a short training of each, in the fastest way that fits")
+    for name in ("plan", *metrics, "measured"):
+        table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=True)
+    for name, row in rows.items():
+        if row.verified is not None:
+            table.add_row(name, *_verified(row, metrics))
+    return table
+
+
+def _narrow(title: str) -> Table:
+    # A technician's terminal has 80 columns.
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
 def _table(title: str, first: str, rows: list[tuple[str, Row]]) -> Table:
-    metrics = _metrics([row for _, row in rows])
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    table.add_column("trained from")
+    table = _narrow(title)
+    table.add_column(first, no_wrap=True)
+    table.add_column("trained\nfrom", no_wrap=True)
     table.add_column("step")
-    for name in ("model says", "planner says", "parameters", "share", "update", "value"):
-        table.add_column(name, justify="right")
-    for name in metrics:
-        table.add_column(name, justify="right")
-    if metrics:
-        table.add_column("measured", justify="right")
+    for name in ("model\nsays", "planner\nsays", "para-\nmeters", "share", "update", "value"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, row in rows:
-        table.add_row(name, *_cells(row), *_verified(row, metrics))
+        table.add_row(name, *_cells(row))
     return table
 
 
@@ -59,8 +75,7 @@ def _cells(row: Row) -> list[str]:
 
 def _verified(row: Row, metrics: list[str]) -> list[str]:
     run = row.verified
-    if not metrics or run is None:
-        return [""] * (len(metrics) + 1 if metrics else 0)
+    assert run is not None
     if run.failed:
         return ["failed", *[""] * len(metrics)]
     return [*(f"{run.metrics[name]:.4f}" for name in metrics), in_kib(run.peak_bytes)]

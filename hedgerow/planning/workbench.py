@@ -12,6 +12,7 @@ from edge_node.trainer import Trainer
 from hedgerow.core.config import Config
 from hedgerow.core.costs import ModelCosts
 from hedgerow.core.effects import Probe, Train, Trained
+from hedgerow.core.encodings import feeds_back
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.plan import Plan, choose_plan, personal_units
 from hedgerow.core.units import Vector
@@ -52,6 +53,11 @@ class Workbench:
     def batch(self) -> int:
         """The fleet's batch size."""
         return self.config.training.batch_size
+
+    @property
+    def error_feedback(self) -> bool:
+        """Whether nodes may have to keep what their updates leave out."""
+        return feeds_back(self.config.training.encoding, self.config.node.max_update_bytes)
 
     def batch_of(self, memory_class: str) -> int:
         """Return the batch size of a memory class."""

@@ -240,8 +240,8 @@ def test_whatever_changes_the_code_changes_the_file(tmp_path: Path) -> None:
     trainer.train(job_of(model, batch_size=5))
     assert new_files() == 1
     trainer.train(job_of(model, plan=choose_plan(model.manifest, last_layers=1)))
-    # The last layer's step, and one for each of the two frozen layers before it.
-    assert new_files() == 3
+    # The last layer's step, the layout of the inputs, and what follows each of the two frozen products.
+    assert new_files() == 4
     wide = load_model(TaskConfig(outputs=3, options={"hidden": [9]}), SHAPE)
     trainer_of(wide, 12, tmp_path).train(job_of(wide))
     assert new_files() == 1

@@ -38,6 +38,7 @@ options = { hidden = [48, 32] }
 
 [plan]
 budget_bytes = 30000
+enough_value = 1.0
 
 [training]
 batch_size = 16

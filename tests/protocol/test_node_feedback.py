@@ -7,9 +7,9 @@ import pytest
 from edge_node.rows import Books, CloseUpdate, KeepResidual, PutUpdate
 from hedgerow.core import names
 from hedgerow.core.codec import decode
-from hedgerow.core.effects import Effect, JobFailed, LinkDown, Saved, Train
+from hedgerow.core.effects import Effect, JobFailed, LinkDown, Probe, Saved, Train
 from hedgerow.core.encodings import FINEST_FIRST, encoded_bytes
-from hedgerow.core.messages import Encoding, Receipt, Receipts, Update, UpdateId
+from hedgerow.core.messages import Encoding, ProbeRequest, Receipt, Receipts, Update, UpdateId
 from hedgerow.core.quantize import decode_delta
 from hedgerow.core.units import Vector
 from tests.protocol.node_bench import Bench, descriptor, parts, trains
@@ -162,3 +162,23 @@ def test_rounding_by_chance_differs_from_update_to_update_and_repeats() -> None:
             bench.done(Saved(saves(effects)[0].job))
     assert payloads[:2] == payloads[2:]
     assert payloads[0] != payloads[1]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bound"), [("int8", 0), ("int4", 0), ("topk", 0), ("int8", 16), ("sign", 0)]
+)
+def test_what_updates_leave_out_counts_in_the_nodes_memory(encoding: Encoding, bound: int) -> None:
+    bench = Bench(memory_bytes=4096, max_update_bytes=bound).online()
+    job = begin(0, bench, encoding)
+    thin = update_in(bench.trained(job, DELTA)).encoding in ("sign", "topk")
+    assert job.memory_bytes == 4096 - 4 * PLAN.size * thin
+
+
+def test_a_probe_leaves_room_for_what_updates_left_out() -> None:
+    bench = Bench(memory_bytes=4096).online()
+    asked = ProbeRequest(round=1, share=1.0)
+    out = bench.hear("gw/gw-1", descriptor(0, encoding="sign", probe=asked))
+    for part in parts(0):
+        out = out + bench.hear("blob", part)
+    (probe,) = [effect for effect in out if isinstance(effect, Probe)]
+    assert probe.memory_bytes == 4096 - 4 * PLAN.size

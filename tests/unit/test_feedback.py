@@ -174,6 +174,22 @@ def test_of_a_former_plans_update_comes_back_what_is_still_trained() -> None:
     np.testing.assert_allclose(total[:3], delta[4:], atol=0.1)
 
 
+def test_a_plan_that_is_taken_up_again_is_not_the_first_forgotten() -> None:
+    manifest = Manifest.of({f"u{n}": (1,) for n in range(10)})
+    node = Node(manifest)
+    first = Plan.of(manifest, ["u0"])
+    others = [Plan.of(manifest, ["u0", f"u{n}"]) for n in range(1, 9)]
+    for plan in (first, *others[:7]):
+        node.send(np.ones(plan.size, np.float32), plan, "sign")
+    body = node.send(np.ones(1, np.float32), first, "sign")
+    node.send(np.ones(2, np.float32), others[7], "sign")
+    node.dropped()
+    before = node.residuals.of(first)
+    node.residuals.give_back(body)
+    assert node.dropped() == []
+    np.testing.assert_allclose(node.residuals.of(first), before + content(body, first))
+
+
 def test_what_cannot_come_back_is_counted() -> None:
     node = Node(MANIFEST)
     body = node.send(np.ones(7, np.float32), LEFT, "sign")

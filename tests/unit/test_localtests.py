@@ -48,3 +48,10 @@ def test_the_worst_tenth_is_never_better_than_the_mean(values: list[float]) -> N
     (row,) = local_metrics([state(n, global_accuracy=v) for n, v in enumerate(values)])
     assert row.worst_decile <= row.mean + 1e-12
     assert row.mean == pytest.approx(np.mean(values))
+
+
+def test_figures_beyond_all_sense_count_for_nothing() -> None:
+    """Two of them would overflow the sum, and with it the aggregator's status."""
+    states = [state(n, global_loss=value) for n, value in enumerate([1.7e308, 1.7e308, 0.5])]
+    (loss,) = local_metrics(states)
+    assert (loss.mean, loss.worst_decile, loss.nodes) == (0.5, 0.5, 1)

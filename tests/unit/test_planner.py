@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from aggregator.planner import KEPT, Planner, first_plans
 from aggregator.schedule import Schedule
 from aggregator.values import LARGEST_VALUE, ROUNDS_KEPT, ValueBook
-from hedgerow.core.config import PlanConfig
+from hedgerow.core.config import LocalTrainingConfig, PlanConfig
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.messages import UnitValues
 from hedgerow.core.planbook import PlanSet
@@ -219,6 +220,16 @@ def test_smaller_classes_train_parts_of_the_widest_plan() -> None:
     assert sorted(plans.nested) == sorted(
         plans.of_class(name).plan_id for name in ("default", "sensor")
     )
+
+
+def test_a_class_without_a_budget_of_its_own_keeps_to_the_fleets() -> None:
+    config = planned_config(BOTH_BUT_ONE, class_budgets={"pi": 1 << 20}, enough_value=1)
+    slow = LocalTrainingConfig(batch_size=4, time_budget_s=1.0)
+    training = structs.replace(config.training, memory_classes={"slow": slow})
+    config = structs.replace(config, training=training)
+    plans = Planner(config, COSTS, version=0, term=1).search()
+    assert plans.widest == WHOLE
+    assert plans.of_class("slow") == plans.of_class("default") != WHOLE
 
 
 def test_personal_units_are_in_no_plan_and_their_values_are_refused() -> None:
