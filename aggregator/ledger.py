@@ -112,7 +112,7 @@ class Ledger:
         return await self._database.read(self._snapshot)
 
     async def blob(self, digest: str) -> bytes | None:
-        """Return a kept unit's little-endian float32 bytes; None for one that is not kept.
+        """Return a kept unit's bytes as published; None for one that is not kept.
 
         Kept are the units of the last three versions and of the checkpoint. Raises StoreError where
         the file is damaged.

@@ -64,7 +64,7 @@ class Jobs:
             self._over_budget = work.plan.plan_id
 
     def _memory_bytes(self, base: Descriptor, plan: Plan, local: LocalTraining) -> int:
-        """Return the node's own bound, or else what the plan was searched for, less what updates leave out."""
+        """Return the node's own bound or else the plan's budget, less the room for what updates leave out."""
         own = self._config.memory_bytes
         bound = own if own or plan.plan_id == self._over_budget else local.memory_bytes
         encoding, _ = choose_encoding(plan, base.encoding, self._config.max_update_bytes)

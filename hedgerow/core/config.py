@@ -205,7 +205,8 @@ class AggregationConfig(_Section, frozen=True, kw_only=True):
 class NodeConfig(_Section, frozen=True, kw_only=True):
     """One node's habits and bounds. `home` is the gateway it prefers; "" lets it choose.
 
-    `memory_bytes` bounds the tensors of a training (0: a searched plan's budget, where that can be kept).
+    `memory_bytes` bounds the tensors of a training and what updates leave out (0: a searched plan's budget,
+    where that can be kept).
     `max_update_bytes` bounds an update's payload on a thin link: the node takes the finest encoding that fits
     (0: the fleet's).
     `test_versions` is how many versions it waits at least between tests on its own examples.

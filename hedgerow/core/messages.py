@@ -129,7 +129,7 @@ class BlobsWanted(_Message, frozen=True, kw_only=True, tag="blobs-wanted"):
 
 
 class BlobPart(_Message, frozen=True, kw_only=True, tag="blob"):
-    """A piece of a unit's little-endian float32 bytes."""
+    """A piece of a unit's bytes, in its version's `downlink` format."""
 
     digest: Digest
     index: Count

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from hedgerow.core.encodings import encoded_bytes
+from hedgerow.core.encodings import choose_encoding, encoded_bytes
 from hedgerow.core.execution import Execution
 from hedgerow.core.memory import training_bytes
 from hedgerow.core.plan import Plan
@@ -94,6 +94,8 @@ def row_of(
 ) -> Row:
     """Return a candidate, confirmed by the oracle for `batch` (0: the fleet's), as a row."""
     plan = Plan.of(bench.model.manifest, candidate.names)
+    config = bench.config
+    encoding, k = choose_encoding(plan, config.training.encoding, config.node.max_update_bytes)
     planned = training_bytes(
         bench.costs,
         candidate.names,
@@ -111,7 +113,7 @@ def row_of(
         oracle_bytes=candidate.planned_bytes,
         params=plan.size,
         share=plan.share,
-        update_bytes=encoded_bytes(encoding, plan),
+        update_bytes=encoded_bytes(encoding, plan, k),
         value=candidate.value / (total or 1.0),
         verified=verified,
     )

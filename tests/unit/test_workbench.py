@@ -11,7 +11,7 @@ from tests.protocol.scenarios import make_config
     [("int8", 0, False), ("int4", 0, False), ("sign", 0, True), ("int8", 2000, True)],
 )
 def test_error_feedback_is_planned_for_as_the_aggregator_does(
-    encoding: str, bound: int, kept: bool
+    encoding: str, bound: int, *, kept: bool
 ) -> None:
     config = make_config(training={"encoding": encoding}, node={"max_update_bytes": bound})
     unused: Any = None
