@@ -4,6 +4,8 @@ They may be lost without harm: the aggregator plans with those that arrive. Ever
 the link that could not deliver a report.
 """
 
+from collections.abc import Container
+
 from hedgerow.core import names
 from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import ProbeAnswer, UnitValues
@@ -22,13 +24,19 @@ class Answers:
         self._outlet = outlet
         self._held: dict[str, UnitValues] = {}
 
-    def take(self, peer: str, answer: ProbeAnswer) -> None:
-        """Keep an answer. Raises PeerError when it is not the sender's own, or of another model."""
+    def take(self, peer: str, answer: ProbeAnswer, units: Container[str]) -> None:
+        """Keep an answer about `units`, those of the newest version.
+
+        Raises PeerError when it is not the sender's own, of another model, or names other units.
+        """
         node = answer.values.node
         if peer != names.node_peer(node):
             raise PeerError("wrong-source", f"{peer} sent a probe's answer of {node}")
         if answer.model != self._model:
             raise PeerError("wrong-model", f"a probe of {answer.model}, this is {self._model}")
+        unknown = [name for name in answer.values.values if name not in units]
+        if unknown:
+            raise PeerError("shape", f"a probe of {unknown[0]!r}, which the model does not have")
         if node not in self._held and len(self._held) >= MAX_ANSWERS:
             self._outlet.record("probe_answer_dropped", reason="full", node=node)
             return

@@ -174,7 +174,7 @@ class GatewayProtocol:
             case NodeState():
                 self._roster.take(peer, message, now_us)
             case ProbeAnswer():
-                self._answers.take(peer, message)
+                self._answers.take(peer, message, self._relay.units)
             case _:
                 raise PeerError("malformed", f"{type(message).__name__} from {peer}")
 

@@ -4,6 +4,8 @@ Units are announced before the descriptor that needs them, and those of the curr
 versions are kept, so that a node is never told of a version it cannot complete.
 """
 
+from collections.abc import Container
+
 from hedgerow.core import names
 from hedgerow.core.chunks import chunk_blob
 from hedgerow.core.effects import Announce, Send
@@ -46,6 +48,11 @@ class Relay:
     def served_version(self) -> int:
         """The newest version whose units are all here and announced, -1 before the first."""
         return self._served[-1].version if self._served else -1
+
+    @property
+    def units(self) -> Container[str]:
+        """The names of the newest version's units."""
+        return () if self.newest is None else self.newest.units
 
     def rules(self, version: int) -> Rules:
         """Return the rules published with a version. Raises PeerError when it is not known here."""

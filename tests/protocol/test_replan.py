@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aggregator.rows import CommitVersion
-from gateway.answers import MAX_ANSWERS
+from gateway.answers import MAX_ANSWERS, Answers
 from hedgerow.core.chunks import chunk_blob
 from hedgerow.core.effects import Effect, JobFailed, LinkDown, Probe, Probed, Saved
 from hedgerow.core.errors import PeerError
@@ -21,6 +21,7 @@ from hedgerow.core.messages import (
     Subscribe,
     UnitValues,
 )
+from hedgerow.core.outlet import Outlet
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import PlanSet
 from tests.protocol import aggregator_bench, gateway_bench, node_bench
@@ -238,6 +239,9 @@ def test_answers_are_their_senders_own_and_bounded() -> None:
         bench.hear("node/node-2", answer("node-1"))
     with pytest.raises(PeerError, match="wrong-model"):
         bench.hear("node/node-1", answer("node-1", "other"))
+    odd = ProbeAnswer(model="model", values=UnitValues("node-1", 7, {"x" * 128: 1.0}))
+    with pytest.raises(PeerError, match="shape"):
+        bench.hear("node/node-1", odd)
     for n in range(MAX_ANSWERS):
         bench.hear(f"node/node-{n}", answer(f"node-{n}"))
     effects = bench.hear("node/node-x", answer("node-x"))
@@ -245,13 +249,12 @@ def test_answers_are_their_senders_own_and_bounded() -> None:
 
 
 def test_a_long_list_of_answers_is_spread_over_reports() -> None:
-    bench = gateway_bench.Bench().ready()
+    held = Answers("model", Outlet())
     many = {f"unit-{n}": 1.0 for n in range(4096)}
     for n in range(10):
         values = UnitValues(f"node-{n}", 7, many)
-        bench.hear(f"node/node-{n}", ProbeAnswer(model="model", values=values))
-    told = [len(sent(bench.timer("report"), FleetReport)[0].values) for _ in range(3)]
-    assert told == [8, 2, 0]
+        held.take(f"node/node-{n}", ProbeAnswer(model="model", values=values), many)
+    assert [len(held.take_report()) for _ in range(3)] == [8, 2, 0]
 
 
 # The node.
