@@ -11,15 +11,10 @@ from hedgerow.core.downlink import Downlink, downlink_for
 from hedgerow.core.errors import PeerError
 from hedgerow.core.inline import inline_of
 from hedgerow.core.merge import MergeContext
-from hedgerow.core.messages import (
-    Descriptor,
-    LocalTraining,
-    ProbeRequest,
-    Rules,
-    UnitVersion,
-)
+from hedgerow.core.messages import Descriptor, UnitVersion
 from hedgerow.core.plan import Plan, personal_units
 from hedgerow.core.planbook import PlanBook, PlanSet, plan_set
+from hedgerow.core.rules import LocalTraining, ProbeRequest, Rules
 from hedgerow.core.units import Vector
 
 _LEDGER_TAIL = 256
@@ -139,23 +134,12 @@ class Lineage:
 
     def first(self, params: Vector, term: int) -> Descriptor:
         """Return the descriptor of version 0."""
-        units = {
-            name: UnitVersion(digest, 0, list(self.manifest.by_name[name].shape))
-            for name, digest in self._digests(params).items()
-        }
-        return self._describe(0, 0, term, units, params)
+        return self._describe(0, 0, term, {}, params)
 
     def next(self, params: Vector, term: int) -> Descriptor:
         """Return the descriptor of the version after the current one, whose parameters are `params`."""
         parent = self.current
-        version = parent.version + 1
-        units = {
-            name: parent.units[name]
-            if digest == parent.units[name].digest
-            else UnitVersion(digest, version, parent.units[name].shape)
-            for name, digest in self._digests(params).items()
-        }
-        return self._describe(version, parent.version, term, units, params)
+        return self._describe(parent.version + 1, parent.version, term, parent.units, params)
 
     def context(self) -> MergeContext:
         """Return what the merge into the next version needs."""
@@ -170,29 +154,20 @@ class Lineage:
         )
 
     def _describe(
-        self, version: int, parent: int, term: int, units: dict[str, UnitVersion], params: Vector
+        self,
+        version: int,
+        parent: int,
+        term: int,
+        before: Mapping[str, UnitVersion],
+        params: Vector,
     ) -> Descriptor:
+        """Describe `params`, shape (P,), as a version; `before` are its parent's units."""
         training = self._config.training
-        downlink = self._downlink(params)
-        classes: dict[str, TrainingConfig | LocalTrainingConfig]
-        budgets = self._config.plan.class_budgets
-        classes = {
-            "default": training,
-            **dict.fromkeys(budgets, training),
-            **training.memory_classes,
-        }
+        downlink = downlink_for(params, training.downlink)
         widest = self.planned.widest
         local = {
-            name: LocalTraining(
-                passes=settings.passes,
-                batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                proximal=settings.proximal,
-                plan_id=self._plan_id_of(name),
-                time_budget_us=round(settings.time_budget_s * 1_000_000),
-                memory_bytes=budgets.get(name, self._config.plan.budget_bytes),
-            )
-            for name, settings in classes.items()
+            name: self._local(name, training.memory_classes.get(name, training), budget_bytes)
+            for name, budget_bytes in self._config.memory_budgets.items()
         }
         return Descriptor(
             model=self._config.fleet.model,
@@ -201,7 +176,7 @@ class Lineage:
             term=term,
             plan_id=widest.plan_id,
             plan=list(widest.names),
-            units=units,
+            units=self._units(version, before, params, downlink),
             rules=self.rulebook.rules(),
             training=local,
             encoding=training.encoding,
@@ -213,11 +188,29 @@ class Lineage:
             personal=list(self._personal),
         )
 
-    def _downlink(self, params: Vector) -> Downlink:
-        return downlink_for(params, self._config.training.downlink)
+    def _local(
+        self, memory_class: str, settings: TrainingConfig | LocalTrainingConfig, budget_bytes: int
+    ) -> LocalTraining:
+        return LocalTraining(
+            passes=settings.passes,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            proximal=settings.proximal,
+            plan_id=self._plan_id_of(memory_class),
+            time_budget_us=round(settings.time_budget_s * 1_000_000),
+            memory_bytes=budget_bytes,
+        )
 
-    def _digests(self, params: Vector) -> dict[str, str]:
-        return self.manifest.digests(params, self._downlink(params))
+    def _units(
+        self, version: int, before: Mapping[str, UnitVersion], params: Vector, downlink: Downlink
+    ) -> dict[str, UnitVersion]:
+        """Return the units as published: those that have not changed as they were."""
+        return {
+            name: before[name]
+            if name in before and digest == before[name].digest
+            else UnitVersion(digest, version, list(self.manifest.by_name[name].shape))
+            for name, digest in self.manifest.digests(params, downlink).items()
+        }
 
     def _plan_id_of(self, memory_class: str) -> str:
         """Return a class's plan as a descriptor names it: "" for the widest."""

@@ -53,8 +53,7 @@ class Planner:
             term=term,
         )
         # A class with settings but no budget of its own has the fleet's, which the widest plan may exceed.
-        classes = ("default", *training.memory_classes)
-        self.budgets = {**dict.fromkeys(classes, plan.budget_bytes), **plan.class_budgets}
+        self.budgets = config.memory_budgets
         self._costs = costs
         self._hysteresis = plan.hysteresis
         self._enough = plan.enough_value

@@ -9,8 +9,9 @@ from aggregator.planner import Decision, Planner
 from aggregator.status import PlanRow, PlanView
 from hedgerow.core.config import Config
 from hedgerow.core.costs import ModelCosts
-from hedgerow.core.messages import ProbeRequest, UnitValues
+from hedgerow.core.messages import UnitValues
 from hedgerow.core.outlet import Outlet
+from hedgerow.core.rules import ProbeRequest
 
 
 class Replanning:

@@ -6,8 +6,9 @@ from statistics import median
 
 from hedgerow.core.config import Config
 from hedgerow.core.errors import ConfigError
-from hedgerow.core.messages import Header, Rules
+from hedgerow.core.messages import Header
 from hedgerow.core.partial import fixed_point_scale
+from hedgerow.core.rules import Rules
 from hedgerow.core.staleness import law_of
 
 _KAPPAS_KEPT = 256

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import ceil
 
 from hedgerow.core.config import PlanConfig
-from hedgerow.core.messages import ProbeRequest
+from hedgerow.core.rules import ProbeRequest
 
 _LEAST_ANSWERS = 3
 _PROGRESS = 0.001

@@ -8,7 +8,7 @@ Prints the held-out metric after every few passes; nothing of the fleet runs.
 import argparse
 
 from hedgerow.core.effects import Train
-from hedgerow.core.plan import choose_plan
+from hedgerow.core.search import first_plan
 from hedgerow.runtime.cache import cache_folder
 from hedgerow.runtime.compiler import prepare_tinygrad
 from hedgerow.runtime.configfile import load_config
@@ -24,13 +24,14 @@ def main() -> None:
     parsed = parser.parse_args()
     prepare_tinygrad(cache_folder())
     from edge_node.trainer import Trainer  # noqa: PLC0415 - tinygrad reads its environment on import
+    from hedgerow.runtime.layers import model_costs  # noqa: PLC0415 - as above
     from hedgerow.runtime.model import load_model  # noqa: PLC0415 - as above
 
     config = load_config(parsed.config)
     data = load_dataset(config.data, config.fleet.seed)
-    model = load_model(config.task, data.input_shape)
-    asked = config.plan
-    plan = choose_plan(model.manifest, asked.units, asked.last_layers, asked.preset)
+    model = load_model(config.task, data.input_shape, config.plan.unit_groups)
+    batch_size = config.training.batch_size
+    plan = first_plan(model.manifest, config.plan, model_costs(model), batch_size)
     trainer = Trainer(model, data.inputs, data.targets, cache_folder() / "jit")
     params = model.initial_params(config.fleet.seed)
     values = []

@@ -8,8 +8,9 @@ from bench.measure import Row, Settings, cpu_s_per_call
 from bench.subjects import CLIP_NORM, FLUSH_COUNT, GATEWAY, MODEL, Subject
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.merge import MergeContext, merge
-from hedgerow.core.messages import Header, Partial, Rules, UpdateId
+from hedgerow.core.messages import Header, Partial, UpdateId
 from hedgerow.core.partial import Frame, PartialAggregate, add, contribution, from_wire, to_wire
+from hedgerow.core.rules import Rules
 from hedgerow.core.staleness import StalenessLaw
 
 FIGURE = "merge"

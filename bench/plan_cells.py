@@ -18,6 +18,7 @@ from edge_node.design import StageMap, StepDesign
 from edge_node.jitcache import jit_cache
 from edge_node.trainer import Trainer
 from edge_node.ways import Ways
+from hedgerow.core.config import SEARCHED_GROUPS
 from hedgerow.core.effects import Probe, Probed, Train, Trained
 from hedgerow.core.execution import Execution
 from hedgerow.core.plan import Plan, choose_plan
@@ -31,7 +32,6 @@ from sims.scenariofile import load_scenario, strategy_setup, with_overrides
 from sims.traces import Traces
 from sims.world import real_world
 
-GROUPS = 4
 PROBING_NODES = 8
 PROBE_BATCHES = 4
 
@@ -42,7 +42,7 @@ class Subject:
     def __init__(self, name: str, seed: int) -> None:
         scenario = load_scenario(Path(__file__).parent / "configs" / f"plans_{name}.toml")
         self._loaded = with_overrides(scenario, {"scenario.seed": seed})
-        changes = {"plan.preset": "all", "plan.groups": GROUPS}
+        changes = {"plan.preset": "all", "plan.groups": SEARCHED_GROUPS}
         self.scenario = with_overrides(self._loaded, changes)
         _, config = strategy_setup(self.scenario, "ftte")
         self.world = real_world(self.scenario, config, seed)
@@ -116,7 +116,7 @@ class Subject:
             self._loaded,
             {
                 "plan.units": list(names),
-                "plan.groups": GROUPS,
+                "plan.groups": SEARCHED_GROUPS,
                 "node.memory_bytes": bound_bytes,
             },
         )
@@ -159,7 +159,7 @@ def cell(subject: Subject, kind: str, plain_bytes: int, updates: int) -> dict[st
         "bound_bytes": bound_bytes,
         "peak_bytes": step.peak_bytes,
         "planned_bytes": step.planned_bytes,
-        "execution": step.execution,
+        "execution": step.execution.in_words if step.execution else "",
         "first": dict(first),
         "metrics": dict(metrics),
         "updates": len(fleet.ledger.ledger),

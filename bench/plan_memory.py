@@ -15,12 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.plans import UPDATES
 from hedgerow.runtime.cache import cache_folder
 from hedgerow.runtime.compiler import prepare_tinygrad
 
 SHARES = (0.5, 0.2, 0.1)
 BOUND = 0.15
-MODELS = ("mlp_digits", "cnn1d_watch", "cnn_fashion", "mobilenet_cifar")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _measured(model: str) -> Iterator[dict[str, Any]]:
             "model": model,
             "share": share,
             "budget_bytes": budget_bytes,
-            "execution": step.execution,
+            "execution": step.execution.in_words if step.execution else "",
             "measured_bytes": step.peak_bytes,
             "oracle_bytes": step.planned_bytes,
             "analytic_bytes": analytic_bytes,
@@ -91,7 +91,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.plan_memory", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=list(UPDATES), default=list(UPDATES))
     parser.add_argument("--json", type=Path, default=Path("runs/plan_memory.json"))
     return parser
 

@@ -7,18 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hedgerow.core.messages import (
-    Descriptor,
-    Encoding,
-    LocalTraining,
-    NodeState,
-    Rules,
-    UnitVersion,
-    Update,
-    UpdateId,
-)
+from hedgerow.core.messages import Descriptor, Encoding, NodeState, UnitVersion, Update, UpdateId
 from hedgerow.core.plan import Plan
 from hedgerow.core.quantize import encode_delta
+from hedgerow.core.rules import LocalTraining, Rules
 from hedgerow.core.staleness import StalenessLaw
 from hedgerow.core.units import Manifest, Vector
 

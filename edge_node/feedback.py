@@ -48,7 +48,7 @@ class Residuals:
         self._plans: dict[str, Plan] = {}
         self._gone: list[str] = []
         self._changed = False
-        fitting = [u.name for u in manifest.units if len(kept.get(u.name, b"?")) == 4 * u.size]
+        fitting = manifest.fitting(kept)
         self._drop(sorted(kept.keys() - fitting), "shape")
         if fitting:
             self._adopt(Plan(manifest, tuple(fitting)))

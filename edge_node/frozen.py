@@ -16,7 +16,7 @@ from edge_node.design import Shape, StageMap
 from edge_node.jitcache import JitCache, Step, source_digest
 from edge_node.lean import bound_stages
 from edge_node.micro import TensorViews, captured, shared_zeros
-from hedgerow.core.units import Vector
+from hedgerow.core.units import Unit, Vector
 from hedgerow.runtime.buffers import SharedArray
 from hedgerow.runtime.model import Model
 
@@ -84,6 +84,9 @@ class FrozenStages:
         self._stages = stages
         self._jits = jits
         self._views = TensorViews(model.manifest)
+        self._linear_units: dict[int, list[Unit]] = {number: [] for number in stages.linears}
+        for unit in model.manifest.units:
+            self._linear_units.get(stages.of(unit), []).append(unit)
 
     def compiled(self, stop: int, rows: int) -> list[tuple[Move, Step | None]]:
         """Return the moves of the stages before `stop`, each with its step; a product needs none."""
@@ -122,16 +125,15 @@ class FrozenStages:
 
     def _multiply(self, move: Move, params: Vector, entered: Array, left: Array) -> None:
         """Compute a linear layer: weight times input, plus the bias if there is one."""
-        layer = self._stages.names[move.number]
-        manifest = self._model.manifest
+        slices = self._model.manifest.slices
         left[...] = 0
-        for unit in manifest.units:
-            values = params[manifest.slices[unit.name]].reshape(unit.shape)
-            outputs, inputs = [*(unit.part.index if unit.part else ()), *[slice(None)] * 2][:2]
-            if unit.tensor == f"{layer}.weight":
+        for unit in self._linear_units[move.number]:
+            values = params[slices[unit.name]].reshape(unit.shape)
+            if unit.is_bias:
+                left += values
+            else:
+                outputs, inputs = _channels(unit)
                 left[:, outputs] += entered[:, inputs] @ values.T
-            elif unit.tensor == f"{layer}.bias":
-                left[:, outputs] += values
 
     def _step(self, move: Move) -> Step:
         identity = {
@@ -147,3 +149,13 @@ class FrozenStages:
             return captured(move_forward(self._model, move, arguments), arguments)
 
         return self._jits.step(identity, build)
+
+
+def _channels(weight: Unit) -> tuple[slice, slice]:
+    """Return which outputs and inputs of its layer a unit of the weight is about."""
+    outputs, inputs = slice(None), slice(None)
+    part = weight.part
+    if part is None:
+        return outputs, inputs
+    own = slice(part.start, part.stop)
+    return (own, inputs) if part.axis == 0 else (outputs, own)

@@ -11,9 +11,10 @@ from hedgerow.core.config import NodeConfig
 from hedgerow.core.costs import FLOAT_BYTES
 from hedgerow.core.effects import Train
 from hedgerow.core.encodings import FED_BACK, choose_encoding
-from hedgerow.core.messages import Descriptor, LocalTraining
+from hedgerow.core.messages import Descriptor
 from hedgerow.core.plan import Plan, moved
 from hedgerow.core.planbook import plan_of_class
+from hedgerow.core.rules import LocalTraining
 
 
 class Jobs:

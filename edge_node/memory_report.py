@@ -128,7 +128,7 @@ class _Meter:
         self._trainer.train(job(1), execution)
         return StepReport(
             name,
-            first.execution,
+            first.execution.in_words if first.execution else "unknown",
             first.planned_bytes,
             first.peak_bytes,
             mapped,

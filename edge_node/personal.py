@@ -24,7 +24,7 @@ class PersonalUnits:
     """
 
     def __init__(self, manifest: Manifest, kept: Mapping[str, bytes], outlet: Outlet) -> None:
-        fitting = [u.name for u in manifest.units if len(kept.get(u.name, b"?")) == 4 * u.size]
+        fitting = manifest.fitting(kept)
         self._values = {name: np.frombuffer(kept[name], "<f4") for name in fitting}
         if len(fitting) < len(kept):
             outlet.record("personal_dropped", len(kept) - len(fitting), reason="shape")

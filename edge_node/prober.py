@@ -8,14 +8,10 @@ import zlib
 
 from hedgerow.core.config import NodeConfig
 from hedgerow.core.effects import JobFailed, Probe, Probed, Send, Train
-from hedgerow.core.messages import (
-    Descriptor,
-    ProbeAnswer,
-    ProbeRequest,
-    UnitValues,
-)
+from hedgerow.core.messages import Descriptor, ProbeAnswer, UnitValues
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.plan import Plan
+from hedgerow.core.rules import ProbeRequest
 from hedgerow.core.units import digest
 
 _DRAW_DIGITS = 8

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from edge_node.trainer import ProximalPull, diverged, pass_orders
 from hedgerow.core.effects import Train, Trained
+from hedgerow.core.execution import Execution
 from hedgerow.core.plan import Plan
 from hedgerow.core.units import Unit, Vector
 from hedgerow.runtime.buffers import SharedArray
@@ -96,7 +97,7 @@ class Need:
 
     peak_bytes: int = 0
     planned_bytes: int = 0
-    execution: str = ""
+    execution: Execution | None = None
 
 
 UNKNOWN = Need()

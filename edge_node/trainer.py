@@ -109,7 +109,7 @@ class Trainer:
             loss_last=float(np.mean(losses[-1])),
             peak_bytes=meter.peak_bytes + pull_bytes,
             planned_bytes=ready.way.planned_bytes + pull_bytes,
-            execution=ready.way.execution.in_words,
+            execution=ready.way.execution,
         )
 
     def probe(self, job: Probe) -> Probed:

@@ -14,7 +14,6 @@ from hedgerow.core.messages import (
     PartialReply,
     Receipt,
     Receipts,
-    Rules,
     Update,
     UpdateId,
 )
@@ -23,6 +22,7 @@ from hedgerow.core.partial import Accumulator, PartialAggregate, frame_for, to_w
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import header_of
 from hedgerow.core.quantize import decode_delta
+from hedgerow.core.rules import Rules
 
 MAX_BUCKETS = 8
 _UPDATE_OVERHEAD_BYTES = 160

@@ -11,10 +11,11 @@ from hedgerow.core.chunks import chunk_blob
 from hedgerow.core.effects import Announce, Send
 from hedgerow.core.errors import PeerError
 from hedgerow.core.inline import carried
-from hedgerow.core.messages import BlobPart, BlobsWanted, Descriptor, Rules
+from hedgerow.core.messages import BlobPart, BlobsWanted, Descriptor
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import PlanBook
+from hedgerow.core.rules import Rules
 from hedgerow.core.units import Manifest
 
 VERSIONS_KEPT = 3

@@ -102,7 +102,7 @@ class TrainingPool:
             return
         key = step_kind(pending.job)
         self.peak_bytes[key] = result.peak_bytes
-        if "recomputed" in result.execution:
+        if result.execution is not None and result.execution.segment:
             self.recomputing.add(key)
         pending.future.set_result(result)
 

@@ -107,6 +107,10 @@ class TaskConfig(_Section, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
 
+SEARCHED_GROUPS = 4
+"""Into how many units tensors are cut for a search, where the configuration does not say."""
+
+
 class PlanConfig(_Section, frozen=True, kw_only=True):
     """Which units are trained: exactly one of `units`, `last_layers`, `preset` and `budget_bytes`.
 
@@ -140,7 +144,7 @@ class PlanConfig(_Section, frozen=True, kw_only=True):
     @property
     def unit_groups(self) -> int:
         """Into how many units tensors are cut."""
-        return self.groups or (4 if self.budget_bytes else 1)
+        return self.groups or (SEARCHED_GROUPS if self.budget_bytes else 1)
 
 
 class LocalTrainingConfig(_Section, frozen=True, kw_only=True):
@@ -227,6 +231,9 @@ class GatewayConfig(_Section, frozen=True, kw_only=True):
     """One gateway's buffer and flush rule. `flush_s` 0 derives the timer from the nodes' pace.
 
     `report_s` is how often the aggregator hears of the nodes; a metered uplink wants it longer.
+    While there has been no way to the aggregator for `spool_after_s`, held updates are also on disk.
+    `peers` are the gateways it hands partial aggregates to when its own uplink is down; without any, every
+    gateway of the site. For others it holds up to `relay_bytes`.
     """
 
     flush_count: Positive = 4
@@ -234,8 +241,36 @@ class GatewayConfig(_Section, frozen=True, kw_only=True):
     held_updates: Positive = 4096
     held_bytes: Positive = 64 << 20
     report_s: PositiveFloat = 2.0
+    spool_after_s: PositiveFloat = 30.0
+    peers: list[Identifier] = []
+    relay_bytes: Positive = 16 << 20
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+
+class IslandConfig(_Section, frozen=True, kw_only=True):
+    """A site that goes on learning when no gateway of it reaches the aggregator.
+
+    Off unless `enabled`, for what it learns is merged only approximately. After `after_s` without an uplink
+    one gateway acts as the aggregator: it merges every `buffer_size` updates, or at its `deadline_s`, into
+    provisional versions. What the site came to is merged when an uplink returns, its weight for age at least
+    `least_weight` (0: that of the oldest update a version takes).
+    """
+
+    enabled: bool = False
+    after_s: PositiveFloat = 600.0
+    buffer_size: Positive = 4
+    deadline_s: PositiveFloat = 60.0
+    least_weight: Fraction = 0.0
+
+
+class StorageConfig(_Section, frozen=True, kw_only=True):
+    """Bounds on what each role keeps on disk. `ballast_bytes` are held back for a full disk's clean-up."""
+
+    node_bytes: Positive = 1 << 30
+    gateway_bytes: Positive = 64 << 20
+    aggregator_bytes: Positive = 16 << 30
+    ballast_bytes: Natural = 1 << 20
 
 
 class StopConfig(_Section, frozen=True, kw_only=True):
@@ -268,5 +303,14 @@ class Config(_Section, frozen=True, kw_only=True):
     aggregation: AggregationConfig = AggregationConfig()
     node: NodeConfig = NodeConfig()
     gateway: GatewayConfig = GatewayConfig()
+    island: IslandConfig = IslandConfig()
+    storage: StorageConfig = StorageConfig()
     stop: StopConfig = StopConfig()
     logs: LogsConfig = LogsConfig()
+
+    @property
+    def memory_budgets(self) -> dict[str, int]:
+        """Each memory class's budget in bytes, 0 without one: its own, or the fleet's."""
+        own = self.plan.class_budgets
+        names = ("default", *own, *self.training.memory_classes)
+        return {name: own.get(name, self.plan.budget_bytes) for name in names}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct, field
 
+from hedgerow.core.execution import Execution
 from hedgerow.core.plan import Plan
 from hedgerow.core.units import Vector
 
@@ -82,7 +83,7 @@ class Trained(Struct, frozen=True):
     `step_square_sum` is the sum over steps of the squared norm of the step's gradient (for kappa);
     `loss_first` and `loss_last` are mean losses of the first and last pass; `peak_bytes` is the measured
     peak of training memory, the allocator's figure, `planned_bytes` what it was to be before anything ran (0
-    where nothing was planned), and `execution` says in words how the steps were computed.
+    where nothing was planned), and `execution` how the steps were computed (None where that is not known).
     """
 
     job: int
@@ -94,7 +95,7 @@ class Trained(Struct, frozen=True):
     loss_last: float
     peak_bytes: int
     planned_bytes: int = 0
-    execution: str = ""
+    execution: Execution | None = None
 
 
 class Probe(Struct, frozen=True):

@@ -38,13 +38,13 @@ def training_bytes(
         raise ValueError("a training needs a unit")
     depth = min(costs.stage_of(name) for name in trained)
     units = costs.manifest.by_name
-    own = sum(unit_bytes(units[name], error_feedback=error_feedback) for name in names)
-    kept = sum(unit_bytes(units[name]) for name in personal)
+    own = sum(gradient_bytes(units[name], error_feedback=error_feedback) for name in names)
+    kept = sum(gradient_bytes(units[name]) for name in personal)
     step = fixed_bytes(costs, depth, execution, batch) + own + kept
     return max(step, feature_bytes(costs, depth))
 
 
-def unit_bytes(unit: Unit, *, error_feedback: bool = False) -> int:
+def gradient_bytes(unit: Unit, *, error_feedback: bool = False) -> int:
     """Return what training one unit adds: its gradient, and with `error_feedback` what was not sent."""
     return FLOAT_BYTES * unit.size * (2 if error_feedback else 1)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hedgerow.core.messages import Rules
 from hedgerow.core.partial import WEIGHT_ONE, Key, PartialAggregate, Sums, fixed_point_scale
 from hedgerow.core.plan import Plan
+from hedgerow.core.rules import Rules
 from hedgerow.core.staleness import StalenessLaw
 from hedgerow.core.units import Manifest, Vector
 

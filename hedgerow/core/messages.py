@@ -4,21 +4,22 @@ Each message is a frozen struct; `hedgerow.core.codec` turns it into bytes and b
 that does not fit. Unknown fields are ignored, so a neighbour one release ahead is understood.
 """
 
+from hashlib import blake2b
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from hedgerow.core.config import Identifier
 from hedgerow.core.downlink import Downlink
-from hedgerow.core.staleness import StalenessLaw
+from hedgerow.core.rules import LocalTraining, ProbeRequest, Rules
+from hedgerow.core.wire import Count, Digest, UnitName, Word
 
-Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
-Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-UnitName = Annotated[str, Meta(min_length=1, max_length=128)]
-Word = Annotated[str, Meta(max_length=64)]
 NodeStateName = Literal["ready", "training", "sleeping", "disconnected", "lost"]
 ReceiptStatus = Literal["admitted", "busy", "settled", "rejected"]
 
+
+NO_ROUTE = 255
+"""`GatewayState.hops` of a gateway with no way to the aggregator."""
 
 Encoding = Literal["fp32", "int8", "int4", "sign", "topk"]
 
@@ -34,7 +35,8 @@ class UpdateId(Struct, frozen=True, array_like=True, order=True):
 class Header(Struct, frozen=True, array_like=True):
     """What a partial aggregate says of each update in it.
 
-    `plan_id` is "" where the update was trained under its base version's own plan.
+    `plan_id` is "" where the update was trained under its base version's own plan. `hash` is that of the
+    update's content, 0 where it is not known: two updates of one id with other hashes are a fork.
     """
 
     id: UpdateId
@@ -42,6 +44,7 @@ class Header(Struct, frozen=True, array_like=True):
     examples: Count
     kappa: float
     plan_id: Word = ""
+    hash: Count = 0
 
 
 WIRE_VERSION = 1
@@ -69,7 +72,16 @@ class Update(_Message, frozen=True, kw_only=True, tag="update"):
     @property
     def header(self) -> Header:
         """What a partial aggregate keeps of this update."""
-        return Header(self.id, self.base_version, self.examples, self.kappa)
+        return Header(self.id, self.base_version, self.examples, self.kappa, hash=self.hash)
+
+    @property
+    def hash(self) -> int:
+        """48 bits of BLAKE2b over everything that decides what this update does to a model."""
+        told = f"{self.model} {self.base_version} {self.plan_id} {self.examples} {self.encoding} "
+        digest = blake2b(told.encode(), digest_size=6)
+        digest.update(self.scales)
+        digest.update(self.payload)
+        return int.from_bytes(digest.digest(), "little")
 
 
 class Chunk(_Message, frozen=True, kw_only=True, tag="chunk"):
@@ -88,9 +100,14 @@ class Chunk(_Message, frozen=True, kw_only=True, tag="chunk"):
 
 
 class Offer(_Message, frozen=True, kw_only=True, tag="offer"):
-    """Ids of updates a node still holds; the gateway answers with receipts and what it wants."""
+    """Ids of updates a node still holds; the gateway answers with receipts and what it wants.
+
+    `hashes` are the contents' hashes in the same order, or none: an id alone does not say that it is the
+    same update, for a node's disk may have been put back to an older state.
+    """
 
     ids: Annotated[list[UpdateId], Meta(max_length=1024)]
+    hashes: Annotated[list[Count], Meta(max_length=1024)] = []
 
 
 class Receipt(Struct, frozen=True, array_like=True):
@@ -157,13 +174,21 @@ class NodeState(_Message, frozen=True, kw_only=True, tag="node-state"):
 
 
 class GatewayState(_Message, frozen=True, kw_only=True, tag="gateway-state"):
-    """A gateway's retained state: nodes choose by it."""
+    """A gateway's retained state: nodes and peers choose by it.
+
+    `hops` is how many peers lie between this gateway and the aggregator, 0 with an `uplink` of its own and
+    NO_ROUTE without any way there. `load` is the share of its buffer that is full. `acting` is the term
+    under which it is the acting aggregator of an island, 0 when it is none.
+    """
 
     gateway: Identifier
     boot: Count
     state: Literal["ready", "lost"]
     nodes: Count = 0
     uplink: bool = False
+    hops: Annotated[int, Meta(ge=0, le=255)] = 255
+    load: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    acting: Count = 0
 
 
 class UnitVersion(Struct, frozen=True, array_like=True):
@@ -174,34 +199,6 @@ class UnitVersion(Struct, frozen=True, array_like=True):
     shape: Annotated[list[Annotated[int, Meta(gt=0, lt=1 << 31)]], Meta(max_length=8)]
 
 
-class LocalTraining(Struct, frozen=True, kw_only=True):
-    """How nodes of one memory class train.
-
-    `plan_id` names one of the descriptor's nested plans, "" the descriptor's own; a training is to end
-    within `time_budget_us` and its tensors are to fit `memory_bytes`, for which the plan was searched; 0 is
-    no bound.
-    """
-
-    passes: Annotated[int, Meta(ge=1, le=10_000)]
-    batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
-    learning_rate: Annotated[float, Meta(gt=0)]
-    proximal: Annotated[float, Meta(ge=0)] = 0.0
-    plan_id: Word = ""
-    time_budget_us: Count = 0
-    memory_bytes: Count = 0
-
-
-class ProbeRequest(Struct, frozen=True, kw_only=True):
-    """Asks a share of the nodes for the units' mean squared gradients at this version.
-
-    A node takes part when a number drawn from its name and `round` is below `share`; once per round.
-    """
-
-    round: Count
-    share: Annotated[float, Meta(gt=0, le=1)]
-    batches: Annotated[int, Meta(ge=1, le=1024)] = 4
-
-
 class UnitValues(Struct, frozen=True, array_like=True):
     """One node's answer to a probe: the mean squared gradient norm of each unit that it could probe."""
 
@@ -210,17 +207,12 @@ class UnitValues(Struct, frozen=True, array_like=True):
     values: Annotated[dict[UnitName, float], Meta(max_length=4096)]
 
 
-class Rules(Struct, frozen=True, kw_only=True):
-    """What fixes an update's weight and scale; published with its base version, so every tier agrees."""
+class IslandStamp(Struct, frozen=True, array_like=True):
+    """Marks a provisional version: whose, under which term, and the aggregator's version it began at."""
 
-    staleness: StalenessLaw
-    clip_norm: Annotated[float, Meta(gt=0)]
-    example_exponent: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    example_cap: Annotated[int, Meta(ge=1, lt=1 << 31)] = 1
-    variance: Literal["none", "kappa_diversity", "kappa_inverse"] = "none"
-    kappa_ref: float = 0.0
-    server_learning_rate: Annotated[float, Meta(gt=0)] = 1.0
-    count_max: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+    gateway: Identifier
+    term: Count
+    base_version: Count
 
 
 class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
@@ -232,7 +224,8 @@ class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
     `individual` asks gateways to pass updates on unsummed; `inline` are the plan's units (`core.inline`).
     All units' bytes are in the format `downlink` (`core.downlink`).
     `nested` has plans by id that are parts of `plan`, for memory classes; `personal` units are trained by
-    nodes and never leave them; `probe` asks for the units' values.
+    nodes and never leave them; `probe` asks for the units' values. `island` marks a provisional version, made
+    by a site without an uplink; its number is from `hedgerow.core.versions.FIRST_PROVISIONAL` on.
     """
 
     model: Identifier
@@ -254,6 +247,21 @@ class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
     nested: Annotated[dict[Digest, list[UnitName]], Meta(max_length=64)] = {}
     personal: Annotated[list[UnitName], Meta(max_length=4096)] = []
     probe: ProbeRequest | None = None
+    island: IslandStamp | None = None
+
+
+class IslandResult(Struct, frozen=True, array_like=True):
+    """What a site came to without an uplink: the change of one plan's units since `base_version`.
+
+    `delta` is little-endian float32, shape (p,); it is the sum of `merges` provisional steps.
+    """
+
+    gateway: Identifier
+    term: Count
+    base_version: Count
+    plan_id: Digest
+    merges: Count
+    delta: bytes
 
 
 class BucketSums(Struct, frozen=True, array_like=True):
@@ -277,7 +285,10 @@ class BucketSums(Struct, frozen=True, array_like=True):
 
 
 class Partial(_Message, frozen=True, kw_only=True, tag="partial"):
-    """A gateway's partial aggregate: sums, or the updates themselves where those are smaller."""
+    """A gateway's partial aggregate: sums, or the updates themselves where those are smaller.
+
+    With `island` it carries neither: the headers' updates are in the island's result.
+    """
 
     id: Word
     gateway: Identifier
@@ -286,6 +297,18 @@ class Partial(_Message, frozen=True, kw_only=True, tag="partial"):
     headers: Annotated[list[Header], Meta(min_length=1, max_length=8192)]
     sums: Annotated[list[BucketSums], Meta(max_length=8)] = []
     updates: Annotated[list[Update], Meta(max_length=8192)] = []
+    island: IslandResult | None = None
+
+
+class Bundle(_Message, frozen=True, kw_only=True, tag="bundle"):
+    """Partial aggregates on their way through peers, as their gateways made them: a relay adds nothing up.
+
+    `gateway` hands them over; `path` are the gateways they came through, the one that made them first.
+    """
+
+    gateway: Identifier
+    path: Annotated[list[Identifier], Meta(min_length=1, max_length=16)]
+    partials: Annotated[list[Partial], Meta(min_length=1, max_length=64)]
 
 
 class PartialReply(_Message, frozen=True, kw_only=True, tag="partial-reply"):
@@ -338,6 +361,7 @@ Message = (
     | GatewayState
     | Descriptor
     | Partial
+    | Bundle
     | PartialReply
     | Subscribe
     | ProbeAnswer

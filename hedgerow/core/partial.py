@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hedgerow.core.errors import PeerError
-from hedgerow.core.messages import BucketSums, Header, Rules
+from hedgerow.core.messages import BucketSums, Header
 from hedgerow.core.plan import Plan
 from hedgerow.core.quantize import clip_factor, norm
+from hedgerow.core.rules import Rules
 from hedgerow.core.units import Vector
 
 WEIGHT_ONE = 1 << 20

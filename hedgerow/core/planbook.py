@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from hedgerow.core.errors import PeerError
-from hedgerow.core.messages import Descriptor, Header, LocalTraining, Update
+from hedgerow.core.messages import Descriptor, Header, Update
 from hedgerow.core.plan import Plan
+from hedgerow.core.rules import LocalTraining
 from hedgerow.core.units import Manifest
 
 

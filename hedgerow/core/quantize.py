@@ -209,8 +209,9 @@ def _read(update: Update, plan: Plan) -> Quantized:
 
 
 def _check_scales(scales: bytes, units: int) -> None:
-    if len(scales) != SCALE_BYTES * units:
-        raise PeerError("shape", f"scales: {len(scales)} bytes, the plan needs {4 * units}")
+    wanted = SCALE_BYTES * units
+    if len(scales) != wanted:
+        raise PeerError("shape", f"scales: {len(scales)} bytes, the plan needs {wanted}")
 
 
 def norm(delta: Vector) -> float:

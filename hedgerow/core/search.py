@@ -14,7 +14,7 @@ from hedgerow.core.costs import ModelCosts
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.execution import Execution, executions
 from hedgerow.core.knapsack import pack, upper_bound
-from hedgerow.core.memory import feature_bytes, fixed_bytes, training_bytes, unit_bytes
+from hedgerow.core.memory import feature_bytes, fixed_bytes, gradient_bytes, training_bytes
 from hedgerow.core.plan import Plan, choose_plan, personal_units
 from hedgerow.core.units import Manifest, Unit
 
@@ -82,7 +82,7 @@ class _Question:
         """Return the bytes left for the plan's units; negative where nothing fits."""
         if feature_bytes(self.costs, depth) > self.budget_bytes:
             return -1
-        personal = sum(unit_bytes(self.costs.manifest.by_name[name]) for name in self.personal)
+        personal = sum(gradient_bytes(self.costs.manifest.by_name[name]) for name in self.personal)
         fixed = fixed_bytes(self.costs, depth, execution, self.batch) + personal
         least = min(self.corrections.values(), default=0)
         return self.budget_bytes - fixed - self.corrections.get(execution, least)
@@ -294,7 +294,7 @@ def _best_of(asked: _Question, depth: int) -> Candidate | None:
 def _items(asked: _Question, depth: int) -> tuple[list[float], list[int]]:
     units = asked.units(depth)
     values = [asked.values.get(unit.name, 0.0) for unit in units]
-    return values, [unit_bytes(unit, error_feedback=asked.error_feedback) for unit in units]
+    return values, [gradient_bytes(unit, error_feedback=asked.error_feedback) for unit in units]
 
 
 def _solved(asked: _Question, depth: int, execution: Execution) -> Candidate | None:
@@ -371,7 +371,7 @@ def _smallest_needs(asked: _Question) -> Iterator[int]:
             continue
         least = min(worthy, key=lambda unit: (unit.size, unit.name))
         for way in executions(asked.batch, len(asked.costs.stages) - depth):
-            personal = sum(unit_bytes(asked.costs.manifest.by_name[n]) for n in asked.personal)
+            personal = sum(gradient_bytes(asked.costs.manifest.by_name[n]) for n in asked.personal)
             step = fixed_bytes(asked.costs, depth, way, asked.batch) + personal
-            unit = unit_bytes(least, error_feedback=asked.error_feedback)
+            unit = gradient_bytes(least, error_feedback=asked.error_feedback)
             yield max(step + unit, feature_bytes(asked.costs, depth))

@@ -162,6 +162,11 @@ class Manifest:
         """Layer names in order, each once."""
         return tuple(dict.fromkeys(unit.layer for unit in self.units))
 
+    def fitting(self, bodies: Mapping[str, bytes]) -> list[str]:
+        """Return the units, in order, that `bodies` has as many float32 values of as the model."""
+        there = [unit for unit in self.units if unit.name in bodies]
+        return [unit.name for unit in there if len(bodies[unit.name]) == 4 * unit.size]
+
     def take(self, params: Vector, names: Iterable[str]) -> Vector:
         """Copy the named units out of `params`, shape (P,), one behind the other: shape (p,)."""
         pieces = [params[self.slices[name]] for name in names]

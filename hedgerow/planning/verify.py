@@ -20,6 +20,9 @@ def verified(bench: Workbench, names: Sequence[str], budget_bytes: int) -> Verif
         done, after = bench.train(names, PASSES, budget_bytes - feedback_bytes(bench, names))
     except ComputeError as error:
         return Verified(failed=str(error))
+    assert done.execution is not None
     return Verified(
-        metrics=bench.evaluate(after), peak_bytes=done.peak_bytes, execution=done.execution
+        metrics=bench.evaluate(after),
+        peak_bytes=done.peak_bytes,
+        execution=done.execution.in_words,
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_node.trainer import Trainer
-from hedgerow.core.config import Config
+from hedgerow.core.config import SEARCHED_GROUPS, Config
 from hedgerow.core.costs import ModelCosts
 from hedgerow.core.effects import Probe, Train, Trained
 from hedgerow.core.encodings import feeds_back
@@ -29,8 +29,6 @@ PROXY_STREAM = 7
 
 EVALUATION_EXAMPLES = 2048
 MOST_PARTS = 8
-GROUPS = 4
-"""Into how many units tensors are cut where the configuration does not say."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def open_workbench(
     tell("loading the data")
     dataset = load_dataset(config.data, config.fleet.seed)
     tell("building the model")
-    groups = config.plan.groups or GROUPS
+    groups = config.plan.groups or SEARCHED_GROUPS
     model = load_model(config.task, dataset.input_shape, groups)
     manifest = model.manifest
     if model_file is None:

@@ -10,7 +10,14 @@ from collections.abc import Iterable
 _NODE_WRITE = ("gw/+/up/%u", "node/%u/state")
 _NODE_READ = ("gw/+/state", "gw/+/plan/#", "blob/#", "to/%u/#")
 _GATEWAY_WRITE = ("gw/{gateway}/#", "gw/+/peer/{gateway}", "to/+/#", "blob/#")
-_GATEWAY_READ = ("gw/{gateway}/#", "node/+/state", "gw/+/state", "to/{gateway}/#")
+_GATEWAY_READ = (
+    "gw/{gateway}/#",
+    "node/+/state",
+    "gw/+/state",
+    "gw/+/plan/#",
+    "blob/#",
+    "to/{gateway}/#",
+)
 
 
 def acl_text(site: str, gateways: Iterable[str]) -> str:

@@ -22,6 +22,8 @@ def unchanged(x: Tensor) -> Tensor:
 class Stage:
     """A layer, and what follows it without parameters of its own.
 
+    A stage may be computed more than once for one step, so it must draw no random numbers (no dropout).
+
     `name` is how the layer's parameters are named in front of the last dot, "" for a whole network; `layer`
     computes the parameters' part, `after` activation, pooling and reshaping.
     """

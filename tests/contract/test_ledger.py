@@ -15,15 +15,8 @@ from msgspec.structs import replace
 from aggregator.ledger import Ledger
 from aggregator.rows import AcceptPartial, CommitVersion, DropPartials, SaveMetrics
 from hedgerow.core.errors import ConfigError
-from hedgerow.core.messages import (
-    Descriptor,
-    Header,
-    LocalTraining,
-    Partial,
-    Rules,
-    UnitVersion,
-    UpdateId,
-)
+from hedgerow.core.messages import Descriptor, Header, Partial, UnitVersion, UpdateId
+from hedgerow.core.rules import LocalTraining, Rules
 from hedgerow.core.staleness import StalenessLaw
 from hedgerow.core.units import Manifest, Vector, digest
 from hedgerow.runtime.ports import StoreError

@@ -13,6 +13,7 @@ from edge_node.stacked import StackedTrainer
 from edge_node.trainer import Trainer
 from hedgerow.core.config import TaskConfig
 from hedgerow.core.effects import Train, Trained
+from hedgerow.core.execution import Execution
 from hedgerow.core.plan import choose_plan
 from hedgerow.runtime.model import Model, load_model
 from hedgerow.runtime.ports import ComputeError
@@ -245,9 +246,9 @@ def test_layers_of_any_size_equal_single_ones(hidden: list[int], jit_folder: Pat
 def test_a_stack_says_the_need_it_is_told(jit_folder: Path) -> None:
     model = mlp()
     stacked = StackedTrainer(model, shards_for(model), jit_folder, WIDTH)
-    (result,) = stacked.train([(0, job_of(model))], Need(1234, 1300, "4 at a time"))
+    (result,) = stacked.train([(0, job_of(model))], Need(1234, 1300, Execution(4)))
     found = trained(result)
-    assert (found.peak_bytes, found.planned_bytes, found.execution) == (1234, 1300, "4 at a time")
+    assert (found.peak_bytes, found.planned_bytes, found.execution) == (1234, 1300, Execution(4))
 
 
 def test_a_diverging_lane_fails_alone(jit_folder: Path) -> None:

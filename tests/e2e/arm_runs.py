@@ -17,7 +17,8 @@ from aggregator.merger import merging_of
 from aggregator.rows import LedgerRow
 from hedgerow.core.config import Config
 from hedgerow.core.messages import Descriptor
-from hedgerow.core.plan import Plan, choose_plan
+from hedgerow.core.plan import Plan
+from hedgerow.core.search import first_plan
 from hedgerow.core.strategy import FTTE
 from hedgerow.core.units import Manifest, Vector
 from hedgerow.runtime.configfile import load_config
@@ -144,8 +145,7 @@ def _digests(descriptor: Descriptor) -> dict[str, str]:
 
 
 def _plan(config: Config, manifest: Manifest) -> Plan:
-    chosen = config.plan
-    return choose_plan(manifest, chosen.units, chosen.last_layers, chosen.preset)
+    return first_plan(manifest, config.plan)
 
 
 def _frozen_bytes(config: Config, manifest: Manifest) -> int:

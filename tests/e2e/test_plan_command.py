@@ -124,7 +124,7 @@ def test_one_seed_gives_one_result(fleet: Path) -> None:
 def test_the_table_shows_the_network(fleet: Path) -> None:
     done = plan(fleet, "--values", "prior")
     assert done.returncode == 0, done.stderr
-    for words in ("hidden.0", "hidden.1", "output", "weight ■", "planner says", "[plan]"):
+    for words in ("hidden.0", "hidden.1", "output", "weight ■", "planner", "[plan]"):
         assert words in done.stdout
     assert done.stdout.rstrip().splitlines()[-1].startswith(("units = [", "groups = "))
 

@@ -9,8 +9,9 @@ from hedgerow.core import names
 from hedgerow.core.codec import decode
 from hedgerow.core.effects import Effect, JobFailed, LinkDown, Probe, Saved, Train
 from hedgerow.core.encodings import FINEST_FIRST, encoded_bytes
-from hedgerow.core.messages import Encoding, ProbeRequest, Receipt, Receipts, Update, UpdateId
+from hedgerow.core.messages import Encoding, Receipt, Receipts, Update, UpdateId
 from hedgerow.core.quantize import decode_delta
+from hedgerow.core.rules import ProbeRequest
 from hedgerow.core.units import Vector
 from tests.protocol.node_bench import Bench, descriptor, parts, trains
 from tests.protocol.scenarios import PLAN, make_books, recorded, saved_rows, saves

@@ -7,15 +7,8 @@ import pytest
 
 from hedgerow.core import names
 from hedgerow.core.effects import Announce, Follow, JobFailed, LinkDown, LinkUp, Saved, Unfollow
-from hedgerow.core.messages import (
-    Chunk,
-    Descriptor,
-    LocalTraining,
-    NodeState,
-    Offer,
-    Receipt,
-    Receipts,
-)
+from hedgerow.core.messages import Chunk, Descriptor, NodeState, Offer, Receipt, Receipts
+from hedgerow.core.rules import LocalTraining
 from tests.protocol.node_bench import (
     Bench,
     descriptor,

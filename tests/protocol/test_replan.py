@@ -17,13 +17,13 @@ from hedgerow.core.messages import (
     FleetReport,
     Partial,
     ProbeAnswer,
-    ProbeRequest,
     Subscribe,
     UnitValues,
 )
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import PlanSet
+from hedgerow.core.rules import ProbeRequest
 from tests.protocol import aggregator_bench, gateway_bench, node_bench
 from tests.protocol.planning import (
     BODY,

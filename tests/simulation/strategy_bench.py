@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hedgerow.core.config import Config
 from hedgerow.core.configcheck import parse_config
 from hedgerow.core.merge import MergeContext
-from hedgerow.core.messages import Header, Rules, UpdateId
+from hedgerow.core.messages import Header, UpdateId
 from hedgerow.core.partial import (
     PartialAggregate,
     add,
@@ -22,6 +22,7 @@ from hedgerow.core.partial import (
     frame_for,
 )
 from hedgerow.core.plan import Plan
+from hedgerow.core.rules import Rules
 from hedgerow.core.staleness import law_of
 from hedgerow.core.strategy import Contribution, Merging, Strategy
 from hedgerow.core.units import Manifest, Vector

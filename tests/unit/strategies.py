@@ -13,7 +13,7 @@ from msgspec import inspect
 
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.merge import MergeContext
-from hedgerow.core.messages import Header, Message, Partial, Rules, UpdateId
+from hedgerow.core.messages import Encoding, Header, Message, Partial, Update, UpdateId
 from hedgerow.core.partial import (
     PartialAggregate,
     add,
@@ -23,6 +23,8 @@ from hedgerow.core.partial import (
     to_wire,
 )
 from hedgerow.core.plan import Plan
+from hedgerow.core.quantize import Encoded
+from hedgerow.core.rules import Rules
 from hedgerow.core.staleness import StalenessLaw
 from hedgerow.core.units import Manifest, Unit, Vector
 
@@ -278,3 +280,18 @@ def bits(part: PartialAggregate) -> object:
         )
         for key, sums in part.items()
     }
+
+
+def update_of(plan: Plan, encoding: Encoding, encoded: Encoded) -> Update:
+    """Return the message that carries an encoded delta."""
+    return Update(
+        id=UpdateId("n", 1, 1),
+        model="m",
+        base_version=0,
+        plan_id=plan.plan_id,
+        examples=1,
+        kappa=1.0,
+        encoding=encoding,
+        scales=encoded.scales,
+        payload=encoded.payload,
+    )

@@ -12,12 +12,12 @@ from edge_node.rows import KeepResidual
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.effects import Record
 from hedgerow.core.encodings import FED_BACK
-from hedgerow.core.messages import Encoding, Update, UpdateId
+from hedgerow.core.messages import Encoding, Update
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.plan import Plan
 from hedgerow.core.quantize import Encoded, decode_delta, norm
 from hedgerow.core.units import Manifest, Vector
-from tests.unit.strategies import LAW, deltas, manifests, plans
+from tests.unit.strategies import LAW, deltas, manifests, plans, update_of
 
 FAR = 1e6
 """A clip norm that cuts nothing."""
@@ -29,18 +29,7 @@ encodings = st.sampled_from(sorted(FED_BACK))
 
 
 def sent(plan: Plan, encoding: Encoding, encoded: Encoded) -> bytes:
-    update = Update(
-        id=UpdateId("n", 1, 1),
-        model="m",
-        base_version=0,
-        plan_id=plan.plan_id,
-        examples=1,
-        kappa=1.0,
-        encoding=encoding,
-        scales=encoded.scales,
-        payload=encoded.payload,
-    )
-    return encode(update)
+    return encode(update_of(plan, encoding, encoded))
 
 
 def content(body: bytes, plan: Plan) -> Vector:

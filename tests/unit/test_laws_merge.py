@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from hedgerow.core.errors import PeerError
 from hedgerow.core.merge import MergeContext, merge
-from hedgerow.core.messages import Header, Rules, UpdateId
+from hedgerow.core.messages import Header, UpdateId
 from hedgerow.core.partial import (
     WEIGHT_ONE,
     PartialAggregate,
@@ -21,6 +21,7 @@ from hedgerow.core.partial import (
     frame_for,
 )
 from hedgerow.core.plan import Plan
+from hedgerow.core.rules import Rules
 from hedgerow.core.staleness import StalenessLaw
 from hedgerow.core.units import Manifest, Vector
 from tests.unit.strategies import (

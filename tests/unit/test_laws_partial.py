@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.errors import PeerError
-from hedgerow.core.messages import Header, Partial, Rules, UpdateId
+from hedgerow.core.messages import Header, Partial, UpdateId
 from hedgerow.core.partial import (
     _BLOCK,
     PSI_MAX,
@@ -30,6 +30,7 @@ from hedgerow.core.partial import (
     variance_weight,
 )
 from hedgerow.core.plan import Plan
+from hedgerow.core.rules import Rules
 from hedgerow.core.seqset import KnownUpdates
 from hedgerow.core.staleness import StalenessLaw
 from hedgerow.core.units import Manifest

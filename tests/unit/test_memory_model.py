@@ -13,7 +13,7 @@ from edge_node.oracle import planned_bytes
 from hedgerow.core.config import TaskConfig
 from hedgerow.core.costs import ModelCosts
 from hedgerow.core.execution import Execution, executions
-from hedgerow.core.memory import feature_bytes, fixed_bytes, training_bytes, unit_bytes
+from hedgerow.core.memory import feature_bytes, fixed_bytes, gradient_bytes, training_bytes
 from hedgerow.core.plan import Plan
 from hedgerow.runtime.layers import model_costs
 from hedgerow.runtime.model import Model, load_model
@@ -74,7 +74,7 @@ def test_units_add_up(config: TaskConfig, shape: tuple[int, ...]) -> None:
         if min(costs.stage_of(name) for name in names) > depth:
             continue
         for way in executions(BATCH, len(costs.stages) - depth):
-            own = sum(unit_bytes(costs.manifest.by_name[name]) for name in names)
+            own = sum(gradient_bytes(costs.manifest.by_name[name]) for name in names)
             step = fixed_bytes(costs, depth, way, BATCH) + own
             expected = max(step, feature_bytes(costs, depth))
             assert training_bytes(costs, names, way, batch=BATCH) == expected

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.encodings import FINEST_FIRST, default_k
 from hedgerow.core.errors import PeerError
-from hedgerow.core.messages import Update, UpdateId
+from hedgerow.core.messages import Update
 from hedgerow.core.plan import Plan
 from hedgerow.core.quantize import (
     Encoded,
@@ -22,7 +22,7 @@ from hedgerow.core.quantize import (
     update_norm,
 )
 from hedgerow.core.units import Manifest, Vector
-from tests.unit.strategies import LAW, deltas, manifests, plans
+from tests.unit.strategies import LAW, deltas, manifests, plans, update_of
 
 LEVELS = {"int8": 127, "int4": 7}
 """The encodings that round every value, and their largest level."""
@@ -48,18 +48,7 @@ def scales_in(encoded: Encoded) -> list[float]:
 
 def sent(plan: Plan, encoding: Any, encoded: Encoded) -> Update:
     """Send a delta in a real message."""
-    update = Update(
-        id=UpdateId("n", 1, 1),
-        model="m",
-        base_version=0,
-        plan_id=plan.plan_id,
-        examples=1,
-        kappa=1.0,
-        encoding=encoding,
-        scales=encoded.scales,
-        payload=encoded.payload,
-    )
-    arrived = decode(encode(update))
+    arrived = decode(encode(update_of(plan, encoding, encoded)))
     assert isinstance(arrived, Update)
     return arrived
 
