@@ -34,7 +34,7 @@ def tables(draw: st.DrawFn) -> Keys:
         "solar_w": draw(st.just(0.0) | st.floats(0.01, 5)),
     }
     if draw(st.booleans()):
-        begin, end = draw(st.integers(0, 24)), draw(st.integers(0, 24))
+        begin, end = draw(st.integers(0, 23)), draw(st.integers(0, 24))
         if begin != end:
             keys |= {"charge_w": draw(st.floats(0.1, 5)), "charge_hours": [begin, end]}
     return keys
