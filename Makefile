@@ -44,8 +44,11 @@ demo: $(STAMP)
 sim: $(STAMP)
 	$(BIN)/hedgerow sim configs/sims/stragglers_100.toml --strategy fedavg fedbuff ftte --dir runs/sim $(SIM_OPTIONS)
 
+# Fleets of real processes need the machine for themselves; everything else runs side by side.
+QUICK_TESTS := $(wildcard tests/unit tests/protocol tests/contract tests/simulation tests/fuzz)
 test: $(STAMP)
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report= -n 2 $(QUICK_TESTS)
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-append $(addprefix --ignore=,$(QUICK_TESTS))
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

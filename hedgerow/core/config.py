@@ -117,7 +117,7 @@ class PlanConfig(_Section, frozen=True, kw_only=True):
     With `budget_bytes` the plan is searched: the units of most value that fit a node's training memory.
     `class_budgets` has other budgets for nodes by `node.memory_class`; their plans are parts of the widest.
     `groups` cuts tensors into units of input channels; 0 takes 4 where the plan is searched, else 1.
-    The first plan is searched as if late stages were worth more. It is searched anew by the fleet's gradients at
+    The first plan is searched as if late stages were worth more. By the fleet's gradients it is searched at
     version `warmup_versions` (0: at once, for a model that has learnt already), then every `replan_versions`
     (0: never) and when the loss stalls for `stall_versions`, and replaced by one worth at least `hysteresis`
     more. `probe_share` of the nodes measure the units' values for it, on `probe_batches` batches each.
