@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo sim test check bench lock wheel clean
+.PHONY: help install demo sim test check bench soak fuzz lock wheel clean
 
 help:
 	@echo "make install   all dependencies, pinned, into .venv"
@@ -14,6 +14,8 @@ help:
 	@echo "make test      run the tests"
 	@echo "make check     formatter, linter, types, layers"
 	@echo "make bench     measure speed and memory"
+	@echo "make soak      hours of faults: a thousand seeds, every fault, forty processes for SOAK_S seconds"
+	@echo "make fuzz      every reader of foreign bytes, guided by coverage, for FUZZ_S seconds each"
 	@echo "make lock      renew the lock files"
 	@echo "make wheel     build the wheel into dist/"
 	@echo "make clean     delete what the other targets made"
@@ -58,6 +60,22 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+# All of it runs, whatever fails first; a failure prints how to replay it.
+SOAK_S ?= 1800
+soak: $(STAMP)
+	@failed=0; \
+	$(BIN)/python -m tests.simulation.seeds --seeds 1000 || failed=1; \
+	$(BIN)/python -m tests.faults.table || failed=1; \
+	$(BIN)/python -m bench.broker_kills || failed=1; \
+	$(BIN)/python -m bench.soak --seconds $(SOAK_S) || failed=1; \
+	exit $$failed
+
+# atheris has wheels for some Pythons only, so it is in no lock file.
+FUZZ_S ?= 60
+fuzz: $(STAMP)
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/uv pip install --python $(BIN)/python 'atheris>=2.3'
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_S)
 
 # Pins hold for CPython >= 3.11 on every platform; --upgrade takes the newest.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade \

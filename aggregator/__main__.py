@@ -55,7 +55,13 @@ async def _run(config: Config, folder: Path) -> None:
     worker = Worker()
     model = await worker.run(partial(_prepare, config, worker))
     checkpoint_versions = config.aggregation.checkpoint_versions
-    ledger = await Ledger.open(folder, config.fleet.model, checkpoint_versions=checkpoint_versions)
+    ledger = await Ledger.open(
+        folder,
+        config.fleet.model,
+        checkpoint_versions=checkpoint_versions,
+        max_bytes=config.storage.aggregator_bytes,
+        ballast_bytes=config.storage.ballast_bytes,
+    )
     snapshot = await _load(ledger, folder, config, model)
     protocol = AggregatorProtocol(
         snapshot, model.plans, config, meter=metrics.counters, costs=model.costs
@@ -67,6 +73,7 @@ async def _run(config: Config, folder: Path) -> None:
         lambda: protocol.status(driver.now_us()),
         metrics,
         ready=lambda: True,
+        degraded=lambda: "disk full" if ledger.full else protocol.trouble,
     )
     link = ServerLink(server)
     driver = Driver(protocol, link=link, store=ledger, compute=worker, recorder=metrics)

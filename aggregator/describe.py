@@ -20,6 +20,8 @@ def describe(
     done: str,
     buffered: int,
     counters: Mapping[str, int],
+    restored: str,
+    disk_refuses: bool,
     uptime_us: int,
     now_us: int,
 ) -> Status:
@@ -48,4 +50,7 @@ def describe(
         nodes=nodes,
         plan=replanning.view(),
         local_metrics=local_metrics(node.state for node in nodes),
+        account=observer.account(),
+        restored=restored,
+        disk_refuses=disk_refuses,
     )

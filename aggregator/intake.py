@@ -10,8 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+from msgspec.msgpack import Encoder
 from msgspec.structs import replace
 
+from aggregator.islands import check_island
 from aggregator.lineage import Lineage
 from aggregator.mergebuffer import Buffered
 from hedgerow.core.errors import PeerError
@@ -29,6 +31,8 @@ from hedgerow.core.planbook import check_plan
 from hedgerow.core.quantize import clip_factor, decode_delta, norm
 from hedgerow.core.strategy import Contribution
 
+_HEADERS = Encoder()
+
 
 def read_partial(partial: Partial, lineage: Lineage) -> Buffered:
     """Return a partial aggregate with its sums, or with its updates one by one where those are wanted.
@@ -40,12 +44,16 @@ def read_partial(partial: Partial, lineage: Lineage) -> Buffered:
     repeated = [i for i, n in Counter(header.id for header in partial.headers).items() if n > 1]
     if repeated:
         raise PeerError("inconsistent", f"update {repeated[0]} is named twice")
+    if partial.island is not None:
+        check_island(partial, partial.island, lineage)
+        return Buffered(partial, {})
     if bool(partial.sums) == bool(partial.updates):
         raise PeerError("inconsistent", "a partial carries either sums or updates")
     if lineage.individual:
         if partial.sums:
             raise PeerError("inconsistent", "sums, where every update was asked for by itself")
-        return Buffered(partial, {}, tuple(_contributions(partial, lineage)))
+        each = _contributions(partial, lineage)
+        return Buffered(partial, {}, tuple(_clipped(one, lineage) for one in each))
     if partial.updates:
         return Buffered(partial, _sum_updates(partial, lineage))
     sums = from_wire(partial.sums, dict(lineage.plans()))
@@ -67,14 +75,27 @@ def _contributions(partial: Partial, lineage: Lineage) -> Iterator[Contribution]
     for update in partial.updates:
         check_plan(lineage.descriptor(update.base_version), update.plan_id)
         plan = lineage.plans()[update.plan_id]
-        delta = decode_delta(update, plan)
-        clip = clip_factor(norm(delta), lineage.rules(update.base_version).clip_norm)
-        yield Contribution(update.header, plan, delta if clip == 1 else delta * np.float32(clip))
+        yield Contribution(update.header, plan, decode_delta(update, plan))
+
+
+def _clipped(one: Contribution, lineage: Lineage) -> Contribution:
+    """Return an update that is taken by itself, cut to the clip norm; a sum cuts each as it adds it."""
+    clip_norm = lineage.rules(one.header.base_version).clip_norm
+    clip = clip_factor(norm(one.delta), clip_norm)
+    return one if clip == 1 else Contribution(one.header, one.plan, one.delta * np.float32(clip))
 
 
 def _is_of(header: Header, update: Update) -> bool:
-    """Whether a header is an update's own; a gateway that does not know the base leaves the plan out."""
-    return header in (update.header, replace(update.header, plan_id=update.plan_id))
+    """Whether a header is an update's own.
+
+    A gateway that does not know the base version leaves the plan out, one of an older release the hash.
+    Compared are the bytes: a kappa that says nothing is not equal to itself.
+    """
+    own = update.header
+    if not header.hash:
+        own = replace(own, hash=0)
+    same = {_HEADERS.encode(replace(own, plan_id=plan_id)) for plan_id in ("", update.plan_id)}
+    return _HEADERS.encode(header) in same
 
 
 def _sum_updates(partial: Partial, lineage: Lineage) -> PartialAggregate:

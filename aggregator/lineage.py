@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from aggregator.rows import Snapshot
 from aggregator.rulebook import Rulebook
+from aggregator.tally import Tally
 from hedgerow.core.config import Config, LocalTrainingConfig, TrainingConfig
 from hedgerow.core.downlink import Downlink, downlink_for
 from hedgerow.core.errors import PeerError
@@ -15,7 +16,7 @@ from hedgerow.core.messages import Descriptor, UnitVersion
 from hedgerow.core.plan import Plan, personal_units
 from hedgerow.core.planbook import PlanBook, PlanSet, plan_set
 from hedgerow.core.rules import LocalTraining, ProbeRequest, Rules
-from hedgerow.core.units import Vector
+from hedgerow.core.units import Manifest, Vector
 
 _LEDGER_TAIL = 256
 
@@ -33,6 +34,7 @@ class Lineage:
         self._personal = personal_units(self.manifest, config.plan.personal)
         self.plan_since = 0
         self.rulebook = Rulebook(config)
+        self.tally = Tally()
         self._config = config
         self.individual = individual
         self._descriptors: dict[int, Descriptor] = {}
@@ -52,6 +54,14 @@ class Lineage:
     def oldest(self) -> int:
         """The oldest version an update may still come from or wait with."""
         return next(iter(self._descriptors))
+
+    def knows(self, version: int) -> bool:
+        """Whether an update of this version can be summed and weighed."""
+        return version in self._descriptors
+
+    def is_lost(self, version: int) -> bool:
+        """Whether a version was published once, but this ledger was put back to one before it."""
+        return any(d.parent < version < d.version for d in self._descriptors.values())
 
     def since(self, after: int) -> list[Descriptor]:
         """Return the descriptors from version `after` on, oldest first, and always the newest.
@@ -106,6 +116,7 @@ class Lineage:
         still_shared = set(self._personal).isdisjoint(self.current.plan)
         if self._config.plan.budget_bytes and still_shared:
             self.planned = plan_set(self.current, self._book.plans)
+        self.tally = Tally.of(snapshot.ledger)
         for row in snapshot.ledger[-_LEDGER_TAIL:]:
             self.rulebook.observe([row.header], row.version - 1)
 
@@ -136,10 +147,14 @@ class Lineage:
         """Return the descriptor of version 0."""
         return self._describe(0, 0, term, {}, params)
 
-    def next(self, params: Vector, term: int) -> Descriptor:
-        """Return the descriptor of the version after the current one, whose parameters are `params`."""
+    def next(self, params: Vector, term: int, version: int | None = None) -> Descriptor:
+        """Return the descriptor of the version after the current one, whose parameters are `params`.
+
+        Its number is the next one, or `version`.
+        """
         parent = self.current
-        return self._describe(parent.version + 1, parent.version, term, parent.units, params)
+        number = parent.version + 1 if version is None else version
+        return self._describe(number, parent.version, term, parent.units, params)
 
     def context(self) -> MergeContext:
         """Return what the merge into the next version needs."""
@@ -176,7 +191,7 @@ class Lineage:
             term=term,
             plan_id=widest.plan_id,
             plan=list(widest.names),
-            units=self._units(version, before, params, downlink),
+            units=_units(self.manifest, version, before, params, downlink),
             rules=self.rulebook.rules(),
             training=local,
             encoding=training.encoding,
@@ -196,23 +211,29 @@ class Lineage:
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             proximal=settings.proximal,
-            plan_id=self._plan_id_of(memory_class),
+            plan_id=_plan_id_of(self.planned, memory_class),
             time_budget_us=round(settings.time_budget_s * 1_000_000),
             memory_bytes=budget_bytes,
         )
 
-    def _units(
-        self, version: int, before: Mapping[str, UnitVersion], params: Vector, downlink: Downlink
-    ) -> dict[str, UnitVersion]:
-        """Return the units as published: those that have not changed as they were."""
-        return {
-            name: before[name]
-            if name in before and digest == before[name].digest
-            else UnitVersion(digest, version, list(self.manifest.by_name[name].shape))
-            for name, digest in self.manifest.digests(params, downlink).items()
-        }
 
-    def _plan_id_of(self, memory_class: str) -> str:
-        """Return a class's plan as a descriptor names it: "" for the widest."""
-        plan_id = self.planned.of_class(memory_class).plan_id
-        return "" if plan_id == self.planned.widest.plan_id else plan_id
+def _plan_id_of(planned: PlanSet, memory_class: str) -> str:
+    """Return a class's plan as a descriptor names it: "" for the widest."""
+    plan_id = planned.of_class(memory_class).plan_id
+    return "" if plan_id == planned.widest.plan_id else plan_id
+
+
+def _units(
+    manifest: Manifest,
+    version: int,
+    before: Mapping[str, UnitVersion],
+    params: Vector,
+    downlink: Downlink,
+) -> dict[str, UnitVersion]:
+    """Return the units as published: those that have not changed as they were."""
+    return {
+        name: before[name]
+        if name in before and digest == before[name].digest
+        else UnitVersion(digest, version, list(manifest.by_name[name].shape))
+        for name, digest in manifest.digests(params, downlink).items()
+    }

@@ -1,7 +1,9 @@
-"""Folds what is buffered into the next version, by the strategy."""
+"""Folds what is buffered into the next version: updates by the strategy, an island's contribution alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from aggregator.islands import merge_island
 from aggregator.lineage import Lineage
 from aggregator.mergebuffer import Buffered
 from aggregator.rows import CommitVersion
@@ -25,15 +27,34 @@ class Merger:
     def fold(self, entries: Sequence[Buffered], term: int) -> CommitVersion:
         """Return the next version, to be made durable; it is not the newest one until then."""
         lineage = self._lineage
-        merging = merging_of(self.params, entries, lineage)
-        params, self._state = self._strategy.apply(self._state, merging)
+        params, self._state = step(self._strategy, self._state, self.params, entries, lineage)
         headers = tuple(header for entry in entries for header in entry.partial.headers)
         lineage.rulebook.observe(headers, lineage.version)
         ids = tuple(entry.partial.id for entry in entries)
         return CommitVersion(lineage.next(params, term), params, ids, headers)
 
+    def renumber(self, version: int, term: int) -> CommitVersion:
+        """Return the newest parameters under another number, to be made durable."""
+        return CommitVersion(self._lineage.next(self.params, term, version), self.params, (), ())
 
-def merging_of(params: Vector, entries: Sequence[Buffered], lineage: Lineage) -> Merging:
+
+def step(
+    strategy: Strategy, state: Any, params: Vector, entries: Sequence[Buffered], lineage: Lineage
+) -> tuple[Vector, Any]:
+    """Return the parameters of the version after the lineage's newest, shape (P,), and the next state.
+
+    `params` are the newest version's. The entries are those of one version, in the order of their merge: an
+    island's contribution by itself, or any number of others; none where a version only has a new number.
+    """
+    if not entries:
+        return params, state
+    island = entries[0].partial.island
+    if island is not None:
+        return merge_island(params, entries[0].partial, island, lineage), state
+    return strategy.apply(state, _merging_of(params, entries, lineage))
+
+
+def _merging_of(params: Vector, entries: Sequence[Buffered], lineage: Lineage) -> Merging:
     """Return what a strategy folds into the version after the lineage's newest."""
     return Merging(
         params,

@@ -14,8 +14,8 @@ from safetensors.numpy import load, save
 
 from hedgerow.core.messages import Descriptor
 from hedgerow.core.units import Manifest, Vector, digest, unit_bytes
+from hedgerow.runtime.files import atomic_write
 from hedgerow.runtime.ports import StoreError
-from hedgerow.runtime.store import atomic_write
 
 _SUFFIX = ".safetensors"
 

@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from aggregator.account import Account, account_of
 from aggregator.rows import Snapshot
 from aggregator.status import CurvePoint, GatewayView, NodeView
 from hedgerow.core.messages import FleetReport, Header, NodeState
+from hedgerow.core.versions import is_provisional
 
 _SECOND_US = 1_000_000
 _CURVE_POINTS = 2000
@@ -70,6 +72,14 @@ class Observer:
         """Updates in the ledger."""
         return self._applied.total()
 
+    def account(self) -> Account:
+        """Return the conservation law as it stands."""
+        return account_of(
+            (node.state for node in self._nodes.values()),
+            (gateway.traffic.totals() for gateway in self._gateways.values()),
+            self._applied,
+        )
+
     def link(self, gateway: str, *, connected: bool) -> None:
         """A gateway's version stream opened or closed."""
         self._gateways.setdefault(gateway, _Gateway()).connected = connected
@@ -93,10 +103,15 @@ class Observer:
         return {name: node.state.state for name, node in self._nodes.items()}
 
     def settled(self, headers: Iterable[Header], version: int) -> None:
-        """Updates were merged into the version after `version`."""
+        """Updates were merged into the version after `version`.
+
+        Those of an island's own versions have no age here.
+        """
         for header in headers:
-            staleness = version - header.base_version
             self._applied[header.id.node] += 1
+            if is_provisional(header.base_version):
+                continue
+            staleness = version - header.base_version
             self._staleness[header.id.node] = staleness
             self.histogram[staleness] += 1
 

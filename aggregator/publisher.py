@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from aggregator.observer import Observer
 from hedgerow.core import names
 from hedgerow.core.effects import Send
-from hedgerow.core.messages import Descriptor, Receipt, Receipts, UpdateId
+from hedgerow.core.messages import Descriptor, Receipt, Receipts
 from hedgerow.core.outlet import Outlet
 
 _RECENT = 4096
@@ -44,11 +44,10 @@ class Publisher:
         self._streams.discard(peer)
         self._observer.link(names.peer_id(peer), connected=False)
 
-    def settle(self, version: int, ids_by_gateway: Mapping[str, list[UpdateId]]) -> None:
+    def settle(self, version: int, by_gateway: Mapping[str, list[Receipt]]) -> None:
         """Tell each gateway that its updates are in the ledger as of `version`."""
-        for gateway, ids in ids_by_gateway.items():
+        for gateway, receipts in by_gateway.items():
             peer = names.gateway_peer(gateway)
-            receipts = [Receipt(update_id, "settled") for update_id in ids]
             for start in range(0, len(receipts), _RECEIPTS_PER_MESSAGE):
                 piece = receipts[start : start + _RECEIPTS_PER_MESSAGE]
                 message = Receipts(receipts=piece, version=version)

@@ -1,7 +1,7 @@
 """What the aggregator makes durable, and what it finds again when it starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hedgerow.core.messages import Descriptor, Header, Partial
 from hedgerow.core.units import Vector
@@ -43,7 +43,15 @@ class DropPartials:
     needed_from: int
 
 
-Row = AcceptPartial | CommitVersion | SaveMetrics | DropPartials
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A waiting partial that cannot be merged; it is kept for people, and its updates are unknown again."""
+
+    partial_id: str
+    reason: str
+
+
+Row = AcceptPartial | CommitVersion | SaveMetrics | DropPartials | SetAside
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,9 @@ class Snapshot:
 
     `descriptors` are those that updates may come from or wait with, oldest first and never empty;
     `ledger` is complete; `waiting` are partials accepted but not merged, in the order of their acceptance;
-    `metrics` are each version's evaluation.
+    `metrics` are each version's evaluation. `restored` is "" for a ledger that goes on where it was, else why
+    it may lack versions that were published: "restore", "lost-frames" or "damaged-version". `newest_seen` is
+    then the newest version that is known to have been. `damage` counts what was found damaged, by kind.
     """
 
     term: int
@@ -69,3 +79,6 @@ class Snapshot:
     ledger: tuple[LedgerRow, ...]
     waiting: tuple[Partial, ...]
     metrics: Mapping[int, Mapping[str, float]]
+    restored: str = ""
+    newest_seen: int = 0
+    damage: Mapping[str, int] = field(default_factory=dict)

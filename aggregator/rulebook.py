@@ -31,9 +31,14 @@ class Rulebook:
             raise ConfigError(f"aggregation: {error}") from error
 
     def observe(self, headers: Iterable[Header], version: int) -> None:
-        """Learn from updates merged into the version after `version`: their staleness and kappa."""
+        """Learn from updates merged into the version after `version`: their staleness and kappa.
+
+        An island's updates teach nothing: they came at once, however old, or of versions of its own.
+        """
         for header in headers:
             staleness = version - header.base_version
+            if not 0 <= staleness <= self._config.staleness.tau_max:
+                continue
             kept = _STALENESS_SMOOTHING * self.mean_staleness
             self.mean_staleness = kept + (1 - _STALENESS_SMOOTHING) * staleness
             if 0 < header.kappa < float("inf"):
@@ -51,6 +56,7 @@ class Rulebook:
             kappa_ref=median(self._kappas) if self._kappas else 0.0,
             server_learning_rate=aggregation.learning_rate or self._automatic_rate(),
             count_max=aggregation.count_max,
+            least_island_weight=self._config.island.least_weight,
         )
 
     def _automatic_rate(self) -> float:

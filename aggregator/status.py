@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from aggregator.account import Account
 from hedgerow.core.messages import NodeState
 
 
@@ -84,7 +85,9 @@ class LocalMetric(Struct, frozen=True):
 class Status(Struct, frozen=True):
     """The whole picture. `done` is "" while training goes on, else why it ended.
 
-    `plan` is None where the plan is fixed.
+    `plan` is None where the plan is fixed. `restored` is "" for a ledger that goes on where it was, else why
+    it went on under new version numbers in this start. `disk_refuses` says that partials cannot be made
+    durable now.
     """
 
     site: str
@@ -108,3 +111,6 @@ class Status(Struct, frozen=True):
     nodes: list[NodeView]
     plan: PlanView | None = None
     local_metrics: list[LocalMetric] = []
+    account: Account = Account()
+    restored: str = ""
+    disk_refuses: bool = False

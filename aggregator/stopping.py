@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from hedgerow.core.config import StopConfig
+from hedgerow.core.versions import LIFE_VERSIONS
 
 
 class StopRule:
@@ -26,15 +27,19 @@ class StopRule:
         self.verifying = reached and version < newest
         if reached and version == newest:
             return self.close("target")
-        return version >= self._stop.max_versions and self.close("max-versions")
+        return self._is_last(version) and self.close("max-versions")
 
     def may_merge(self, newest: int) -> bool:
         """Whether a version after `newest` is wanted."""
-        return not self.done and not self.verifying and newest < self._stop.max_versions
+        return not self.done and not self.verifying and not self._is_last(newest)
 
     def evaluation_failed(self) -> None:
         """Nothing was measured: merging does not wait for it."""
         self.verifying = False
+
+    def _is_last(self, version: int) -> bool:
+        """Whether a version is the last that was asked for; in a new life of numbers the count goes on."""
+        return version % LIFE_VERSIONS >= self._stop.max_versions
 
     def close(self, why: str) -> bool:
         """End training for a reason; True when it was still going on."""

@@ -55,6 +55,7 @@ class Bench:
             config,
             model=MODEL,
             chunk_bytes=CHUNK_BYTES,
+            packet_bytes=1 << 20,
             rng=random.Random(1),
             meter=dict,
         )

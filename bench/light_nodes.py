@@ -7,7 +7,7 @@ memory until it is terminated.
 import argparse
 import asyncio
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hedgerow.core.units import Manifest
 from hedgerow.runtime.configfile import load_config
 from hedgerow.runtime.driver import Driver
 from hedgerow.runtime.mqtt_link import MqttLink
+from hedgerow.runtime.ports import Compute, Link, Store
 from hedgerow.runtime.service import run_daemon
 
 
@@ -65,22 +66,30 @@ class Forgetful:
         """Take the event."""
 
 
-def make_node(config: Config, manifest: Manifest, number: int) -> tuple[Driver, MqttLink]:
-    """Return a node's driver and link, not yet running."""
-    identity = f"light-{number:04d}"
+def make_node(
+    config: Config,
+    manifest: Manifest,
+    number: int,
+    books: Books | None = None,
+    store: Store | None = None,
+    compute: Compute | None = None,
+    wrapped: Callable[[MqttLink], Link] = lambda link: link,
+) -> tuple[Driver, MqttLink]:
+    """Return a node's driver and link, not yet running; the driver sends through the wrapped link."""
+    identity = name_of(number)
     nothing = Forgetful()
     link = MqttLink(
         config.broker,
         SITE,
         "node",
         identity,
-        NodeState(node=identity, epoch=1, state="lost"),
+        NodeState(node=identity, epoch=books.epoch if books else 1, state="lost"),
         deliver=lambda peer, message: driver.deliver(peer, message),  # noqa: PLW0108 - made below
         fault=lambda peer, error: driver.fault(peer, error),  # noqa: PLW0108 - made below
         record=lambda _event, _amount: None,
     )
     protocol = NodeProtocol(
-        Books(identity, 1, 0, 0, {}, 0, -1, {}, {}),
+        books or Books(identity, 1, 0, 0, {}, 0, -1, {}, {}),
         manifest,
         config.node,
         model=config.fleet.model,
@@ -88,8 +97,30 @@ def make_node(config: Config, manifest: Manifest, number: int) -> tuple[Driver, 
         chunk_bytes=config.broker.chunk_bytes,
         meter=link.meter,
     )
-    driver = Driver(protocol, link=link, store=nothing, compute=Surrogate(number), recorder=nothing)
+    driver = Driver(
+        protocol,
+        link=wrapped(link),
+        store=store or nothing,
+        compute=compute or Surrogate(number),
+        recorder=nothing,
+    )
     return driver, link
+
+
+def name_of(number: int) -> str:
+    """Return a light node's name."""
+    return f"light-{number:04d}"
+
+
+def manifest_of(shapes: str) -> Manifest:
+    """Return the manifest that "NAME=AxB,NAME=C" describes."""
+    pairs = [text.split("=") for text in shapes.split(",")]
+    return Manifest.of({name: [int(n) for n in shape.split("x")] for name, shape in pairs})
+
+
+def shapes_of(manifest: Manifest) -> str:
+    """Return a manifest as `manifest_of` reads it."""
+    return ",".join(f"{unit.name}={'x'.join(map(str, unit.shape))}" for unit in manifest.units)
 
 
 async def _run(config: Config, manifest: Manifest, first: int, count: int) -> None:
@@ -114,9 +145,7 @@ def main() -> int:
     # Every node has a connection of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    pairs = [text.split("=") for text in options.shapes.split(",")]
-    manifest = Manifest.of({name: [int(n) for n in shape.split("x")] for name, shape in pairs})
-    config = load_config(options.config)
+    config, manifest = load_config(options.config), manifest_of(options.shapes)
     return run_daemon(_run(config, manifest, options.first, options.count))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
+from bench.light_nodes import shapes_of
 from bench.measure import BenchError, Row, Settings
 from bench.processes import Fleet
 from bench.subjects import GATEWAY, Subject
@@ -61,8 +62,7 @@ def _measure(count: int, settings: Settings) -> list[Row]:
 
 
 def _start_light_nodes(fleet: Fleet, count: int) -> Sequence[psutil.Process]:
-    units = DEMO.plan.manifest.units
-    shapes = ",".join(f"{unit.name}={'x'.join(map(str, unit.shape))}" for unit in units)
+    shapes = shapes_of(DEMO.plan.manifest)
     started = []
     for first in range(0, count, _PER_PROCESS):
         arguments = ["--first", str(first), "--count", str(min(_PER_PROCESS, count - first))]

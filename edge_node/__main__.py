@@ -3,12 +3,12 @@
 from functools import partial
 from pathlib import Path
 
+from edge_node.epochs import last_will
 from edge_node.outbox import Outbox
 from edge_node.protocol import NodeProtocol
 from hedgerow.core.config import Config
 from hedgerow.core.effects import Evaluate, Evaluated
 from hedgerow.core.errors import ConfigError
-from hedgerow.core.messages import NodeState
 from hedgerow.core.units import Manifest
 from hedgerow.runtime.cache import cache_folder
 from hedgerow.runtime.compiler import prepare_tinygrad
@@ -32,7 +32,12 @@ async def _run(config: Config, identity: str, folder: Path, index: int) -> None:
     metrics.record("started", 1, {"compiler": prepare_tinygrad(cache_folder()), "level": "info"})
     worker = Worker()
     manifest = await worker.run(partial(_prepare, config, worker, folder, index))
-    outbox = Outbox(folder, identity)
+    outbox = Outbox(
+        folder,
+        identity,
+        max_bytes=config.storage.node_bytes,
+        ballast_bytes=config.storage.ballast_bytes,
+    )
     if outbox.quarantined is not None:
         metrics.record("store_quarantined", 1, {"path": str(outbox.quarantined), "level": "error"})
     books = await outbox.load()
@@ -43,7 +48,7 @@ async def _run(config: Config, identity: str, folder: Path, index: int) -> None:
         config.fleet.site,
         "node",
         identity,
-        NodeState(node=identity, epoch=books.epoch, state="lost"),
+        last_will(books),
         deliver=lambda peer, message: driver.deliver(peer, message),
         fault=lambda peer, error: driver.fault(peer, error),
         record=lambda event, amount: metrics.record(event, amount, {}),

@@ -55,6 +55,11 @@ class Residuals:
             self._values = np.frombuffer(b"".join(kept[n] for n in fitting), "<f4").copy()
 
     @property
+    def changed(self) -> bool:
+        """Whether `changed_rows` has something to write."""
+        return self._changed
+
+    @property
     def plan(self) -> Plan | None:
         """The plan that there are residuals of, if any."""
         return self._plan

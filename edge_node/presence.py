@@ -6,7 +6,9 @@ message must not cause one each.
 
 from collections.abc import Callable, Mapping
 
+from edge_node.closing import Closing
 from edge_node.courier import Courier
+from edge_node.epochs import Epochs
 from hedgerow.core import names
 from hedgerow.core.effects import Announce, SetTimer
 from hedgerow.core.messages import NodeState, NodeStateName
@@ -23,6 +25,8 @@ class Presence:
         self,
         courier: Courier,
         outlet: Outlet,
+        closing: Closing,
+        epochs: Epochs,
         memory_class: str,
         meter: Callable[[], Mapping[str, int]],
     ) -> None:
@@ -32,6 +36,8 @@ class Presence:
         self.metrics: dict[str, float] = {}
         self._courier = courier
         self._outlet = outlet
+        self._closing = closing
+        self._epochs = epochs
         self._memory_class = memory_class
         self._meter = meter
         self._said: tuple[str, str] | None = None
@@ -55,12 +61,15 @@ class Presence:
     def timer_fired(self, version: int) -> None:
         """Something has changed for a while."""
         self._timer_set = False
-        if self._courier.online and self._changed():
+        if self._may_speak and self._changed():
             self._announce(version)
 
     def refresh(self, version: int) -> None:
-        """Announce a training or a new gateway now, all else a little later; nothing while offline."""
-        if not self._courier.online:
+        """Announce a training or a new gateway now, all else a little later; nothing while offline.
+
+        Nor while the epoch is in doubt: what the node said in its last life is the evidence.
+        """
+        if not self._may_speak:
             return
         if self._said is None or self._said[1] != self._courier.gateway:
             self._announce(version)
@@ -68,15 +77,23 @@ class Presence:
             self._timer_set = True
             self._outlet.do(SetTimer(PRESENCE_TIMER, _LATER_US))
 
+    @property
+    def _may_speak(self) -> bool:
+        return self._courier.online and self._epochs.certain
+
+    def _counters(self) -> dict[str, int]:
+        disk_full = min(self._closing.failures, 1)
+        return {**self._courier.outbox.counters(), "disk_full": disk_full}
+
     def _changed(self) -> bool:
         said = None if self._said is None else self._said[0]
-        figures = (self._courier.outbox.counters(), self.metrics)
+        figures = (self._counters(), self.metrics)
         return said != self.state or self._said_figures != figures
 
     def _announce(self, version: int) -> None:
         outbox = self._courier.outbox
         self._said = (self.state, self._courier.gateway)
-        self._said_figures = outbox.counters(), self.metrics
+        self._said_figures = self._counters(), self.metrics
         state = NodeState(
             node=outbox.node,
             epoch=outbox.epoch,

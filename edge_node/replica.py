@@ -14,6 +14,7 @@ from hedgerow.core.messages import BlobPart, Descriptor
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import PlanBook
 from hedgerow.core.units import FORMATS, Manifest, Vector, digest
+from hedgerow.core.versions import is_provisional, supersedes
 
 
 class Replica:
@@ -66,15 +67,16 @@ class Replica:
     def offer(self, descriptor: Descriptor) -> bool:
         """Take a descriptor; True when the version it names was adopted at once and is a newer one.
 
-        Older versions are ignored; the same version anew replaces the descriptor. Raises PeerError when it
-        does not describe this node's model.
+        What `core.versions.supersedes` calls older is ignored; the same version anew replaces the descriptor.
+        Raises PeerError when it does not describe this node's model.
         """
         if descriptor.model != self.model:
             raise PeerError(
                 "wrong-model", f"descriptor of {descriptor.model}, this is {self.model}"
             )
-        newest = max(self.version, -1 if self._wanted is None else self._wanted.version)
-        if descriptor.version < newest:
+        _check_lane(descriptor)
+        newest = self._wanted or self.descriptor
+        if newest is not None and not supersedes(descriptor, newest):
             return False
         self._check(descriptor)
         self._take_inline(descriptor)
@@ -136,7 +138,7 @@ class Replica:
             return False
         descriptor = self._wanted
         downlink = descriptor.downlink
-        newer = descriptor.version > self.version
+        newer = descriptor.version != self.version
         units = {
             name: self._fetched.get(unit.digest) or self._units[name]
             for name, unit in descriptor.units.items()
@@ -152,6 +154,12 @@ class Replica:
         arrays = {name: unit_values(body, downlink) for name, body in units.items()}
         self.params = self.manifest.join(arrays)
         return newer
+
+
+def _check_lane(descriptor: Descriptor) -> None:
+    """Raise PeerError unless exactly the versions numbered as an island's say whose they are."""
+    if is_provisional(descriptor.version) != (descriptor.island is not None):
+        raise PeerError("malformed", f"version {descriptor.version} is of {descriptor.island}")
 
 
 def _may_be(body: bytes, size: int) -> bool:

@@ -100,14 +100,14 @@ class Packer:
         clip_norm: float,
         update_id: UpdateId,
     ) -> Encoded:
-        rng = _rounding(update_id)
+        rng = rounding_of(update_id)
         if encoding in encodings.FED_BACK:
             return self._residuals.encode(delta, plan, encoding, clip_norm, rng, k)
         whole = self._residuals.taken_along(delta, plan)
         return encode_delta(whole, plan, encoding, clip_norm, rng, k)
 
 
-def _rounding(update_id: UpdateId) -> Generator:
+def rounding_of(update_id: UpdateId) -> Generator:
     """Return the chances of an update's rounding: its own, so that a simulation repeats them."""
     name = zlib.crc32(update_id.node.encode())
     return np.random.default_rng([name, update_id.epoch, update_id.seq])

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.protocol import GatewayProtocol
+from gateway.rows import Spooled
+from gateway.spool import Spool
 from hedgerow.core import names
 from hedgerow.core.config import Config
 from hedgerow.core.messages import GatewayState
@@ -15,14 +17,13 @@ from hedgerow.runtime.http import AggregatorClient
 from hedgerow.runtime.logs import configure_logs
 from hedgerow.runtime.metrics import Metrics
 from hedgerow.runtime.mqtt_link import MqttLink
-from hedgerow.runtime.ports import NoStore
 from hedgerow.runtime.service import run_daemon, run_driver
 
 _BOOT_BITS = 48
 
 
 class GatewayLink:
-    """MQTT towards the nodes, HTTP towards the aggregator."""
+    """MQTT towards nodes and peers, HTTP towards the aggregator."""
 
     def __init__(self, mqtt: MqttLink, http: AggregatorClient) -> None:
         self.announce = mqtt.announce
@@ -40,11 +41,22 @@ class GatewayLink:
 def main(config: Config, *, identity: str, folder: Path, index: int = 0) -> int:
     """Run one gateway until SIGTERM or SIGINT."""
     configure_logs("gateway", identity, json=config.logs.json, level=config.logs.level)
-    return run_daemon(_run(config, identity))
+    return run_daemon(_run(config, identity, folder))
 
 
-async def _run(config: Config, identity: str) -> None:
+async def _open_spool(config: Config, folder: Path, metrics: Metrics) -> tuple[Spool, Spooled]:
+    """Open the store; damage is counted, and costs no update, for the nodes have them all."""
+    spool = Spool(folder, config.storage)
+    if spool.quarantined is not None:
+        metrics.record("store_quarantined", 1, {"path": str(spool.quarantined), "level": "error"})
+    if spool.lost_frames:
+        metrics.record("store_frames_lost", spool.lost_frames, {"level": "error"})
+    return spool, await spool.load()
+
+
+async def _run(config: Config, identity: str, folder: Path) -> None:
     metrics = Metrics()
+    spool, spooled = await _open_spool(config, folder, metrics)
     boot = secrets.randbits(_BOOT_BITS)
     mqtt = MqttLink(
         config.broker,
@@ -70,13 +82,20 @@ async def _run(config: Config, identity: str) -> None:
         config.gateway,
         model=config.fleet.model,
         chunk_bytes=config.broker.chunk_bytes,
+        packet_bytes=config.broker.max_packet_bytes,
         rng=random.Random(boot),
         meter=meter,
+        spooled=spooled,
+        island=config.island,
     )
     link = GatewayLink(mqtt, http)
-    driver = Driver(protocol, link=link, store=NoStore(), compute=None, recorder=metrics)
+    driver = Driver(protocol, link=link, store=spool, compute=None, recorder=metrics)
     health = HealthServer(
-        config.gateway.metrics_host, config.gateway.metrics_port, lambda: protocol.ready, metrics
+        config.gateway.metrics_host,
+        config.gateway.metrics_port,
+        lambda: protocol.ready,
+        metrics,
+        degraded=lambda: "spool full" if spool.full else "",
     )
     metrics.record("started", 1, {"health": await health.start(), "level": "info"})
     try:
@@ -84,6 +103,7 @@ async def _run(config: Config, identity: str) -> None:
     finally:
         await health.stop()
         await http.close()
+        await spool.close()
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ class Flushing:
         self._timer_set = False
         self._holding_off = False
 
-    def consider(self, *, uplink: bool, deadline_us: int) -> None:
-        """Flush now, or set the timer, if anything is pending and the aggregator can be reached."""
+    def consider(self, *, way: bool, deadline_us: int) -> None:
+        """Flush now, or set the timer, if anything is pending and there is a way to the aggregator."""
         pending = self._held.pending_count()
-        if pending == 0 or not uplink or self._holding_off:
+        if pending == 0 or not way or self._holding_off:
             return
         if pending >= self._flush_count or len(self._leases) == 0:
             if self._timer_set:
@@ -46,10 +46,10 @@ class Flushing:
             self._timer_set = True
             self._outlet.do(SetTimer(FLUSH_TIMER, self.pace.flush_after_us(deadline_us)))
 
-    def timer_fired(self, *, uplink: bool) -> None:
-        """The timer fired; without an uplink what is pending waits for `consider` once it is there."""
+    def timer_fired(self, *, way: bool) -> None:
+        """The timer fired; without a way what is pending waits for `consider` once there is one."""
         self._timer_set = self._holding_off = False
-        if uplink:
+        if way:
             self._forward.flush()
 
     def hold_off(self, wait_us: int) -> None:

@@ -1,6 +1,7 @@
 """What comes up from the nodes: chunks are put together, checked, and admitted or refused with a reason."""
 
-from gateway.held import HeldUpdates
+from gateway.checks import check_update, check_version
+from gateway.held import FORK, HeldUpdates, Known
 from gateway.relay import Relay
 from hedgerow.core import names
 from hedgerow.core.chunks import Reassembler
@@ -18,15 +19,13 @@ from hedgerow.core.messages import (
     UpdateId,
 )
 from hedgerow.core.outlet import Outlet
-from hedgerow.core.planbook import check_plan
-from hedgerow.core.quantize import update_norm
+from hedgerow.core.units import digest
 
-_NORM_TOLERANCE = 1.001
 _MAX_INCOMING = 1024
 _STALL_US = 5_000_000
 _GIVE_UP_US = 60_000_000
 _MAX_MISSING = 1024
-_FINAL: frozenset[Reason] = frozenset(
+FINAL_REASONS: frozenset[Reason] = frozenset(
     {"wrong-model", "unknown-plan", "shape", "not-finite", "norm", "malformed"}
 )
 """Reasons that another try cannot mend. The others leave the update in the node's outbox."""
@@ -36,12 +35,11 @@ class Intake:
     """Admits updates into the held buffer. Every refusal is counted and, where it is final, told."""
 
     def __init__(
-        self, held: HeldUpdates, relay: Relay, outlet: Outlet, *, model: str, max_held_bytes: int
+        self, held: HeldUpdates, relay: Relay, outlet: Outlet, *, max_held_bytes: int
     ) -> None:
         self._held = held
         self._relay = relay
         self._outlet = outlet
-        self._model = model
         self._dropped = 0
         self._incoming = Reassembler(max_held_bytes, max_held_bytes, _MAX_INCOMING)
 
@@ -51,15 +49,16 @@ class Intake:
         Raises PeerError for a chunk that is damaged or not the sender's own.
         """
         self._check_source(peer, chunk.id)
-        known = self._held.receipt(chunk.id)
-        if known is not None:
+        known = self._held.known(chunk.id)
+        if known is not None and not self._may_be_other(known, chunk):
             if chunk.index == chunk.count - 1:
-                self._tell(known)
+                self._tell(known.receipt)
             return None
         try:
-            self._check_version(chunk.model, chunk.base_version, chunk.plan_id)
+            check_version(self._relay, chunk.model, chunk.base_version, chunk.plan_id)
         except PeerError as error:
-            self._refuse(chunk.id, error)
+            if chunk.index == 0 or error.reason not in FINAL_REASONS:
+                self._refuse(chunk.id, error)
             return None
         if not self._held.room_for(chunk.total_bytes):
             if chunk.index == 0:
@@ -68,15 +67,31 @@ class Intake:
         body = self._incoming.put(chunk, now_us)
         return None if body is None else self._admit(chunk.id, body)
 
+    def _may_be_other(self, known: Known, chunk: Chunk) -> bool:
+        """Whether a known id's chunk may be of another update: its last one's digest is not the known one.
+
+        Then the whole is put together, those chunks that went by before with what is asked for again. Where
+        the known one was refused, the other one may be welcome: nothing of it is to go by.
+        """
+        last = chunk.index == chunk.count - 1
+        refused = known.receipt.status == "rejected"
+        return refused or chunk.id in self._incoming or (last and chunk.digest != known.digest)
+
     def take_offer(self, peer: str, offer: Offer) -> None:
-        """Answer an offer: receipts for what is known, requests for what is not."""
+        """Answer an offer: receipts for what is known, requests for what is not.
+
+        Raises PeerError for ids that are not the sender's own, and where there is not one hash for each id.
+        """
+        hashes = offer.hashes or [0] * len(offer.ids)
+        if len(hashes) != len(offer.ids):
+            raise PeerError("inconsistent", f"{len(hashes)} hashes of {len(offer.ids)} updates")
         receipts, wanted = [], []
         stalled = self._incoming.stalled(before_us=1 << 62)
-        for update_id in offer.ids:
+        for update_id, content_hash in zip(offer.ids, hashes, strict=True):
             self._check_source(peer, update_id)
-            known = self._held.receipt(update_id)
-            if known is not None:
-                receipts.append(known)
+            receipt = self._verdict(update_id, content_hash)
+            if receipt is not None:
+                receipts.append(receipt)
             elif update_id in stalled:
                 self._want_chunks(update_id, stalled[update_id])
             else:
@@ -85,6 +100,14 @@ class Intake:
             self._outlet.do(Send(peer, Receipts(receipts=receipts)))
         if wanted and self._relay.newest is not None:
             self._outlet.do(Send(peer, BodiesWanted(ids=wanted)))
+
+    def _verdict(self, update_id: UpdateId, content_hash: int) -> Receipt | None:
+        """Return what is known of an update of this content, None where its body is needed to know."""
+        receipt = self._held.verdict(update_id, content_hash)
+        if receipt is not None and receipt.reason == FORK:
+            self._outlet.record("fork_alarm", reason=receipt.status, node=update_id.node)
+            self._incoming.forget(update_id)
+        return receipt
 
     def chase(self, now_us: int) -> None:
         """Ask for the missing chunks of updates that have been quiet for a while, but not for ever."""
@@ -106,48 +129,39 @@ class Intake:
         if peer != names.node_peer(update_id.node):
             raise PeerError("wrong-source", f"{peer} sent an update of {update_id.node}")
 
-    def _check_version(self, model: str, base_version: int, plan_id: str) -> None:
-        if model != self._model:
-            raise PeerError("wrong-model", f"update of {model}, this is {self._model}")
-        newest = self._relay.newest
-        if newest is None or base_version > newest.version:
-            raise PeerError("future-version", f"base version {base_version} is not known here yet")
-        if self._relay.is_stale(base_version):
-            return  # it may have been applied long ago: the aggregator tells
-        check_plan(self._relay.descriptor(base_version), plan_id)
-
     def _admit(self, update_id: UpdateId, body: bytes) -> Update | None:
+        update = None
         try:
-            update = self._checked(update_id, body)
+            update = self._read(update_id, body)
+            known = self._verdict(update_id, update.hash)
+            if known is not None:
+                self._tell(known)
+                return None
+            check_version(self._relay, update.model, update.base_version, update.plan_id)
+            checked = check_update(self._relay, update)
         except PeerError as error:
-            self._refuse(update_id, error)
+            self._refuse(update_id, error, 0 if update is None else update.hash)
             return None
-        self._held.admit(update)
+        self._held.admit(update, digest=digest(body), checked=checked)
         # The node is not told: it hears when the update is settled, and asks if that takes long.
         self._outlet.record("update_admitted", node=update_id.node, bytes=len(body))
         return update
 
-    def _checked(self, update_id: UpdateId, body: bytes) -> Update:
+    @staticmethod
+    def _read(update_id: UpdateId, body: bytes) -> Update:
         update = decode(body)
         if not isinstance(update, Update) or update.id != update_id:
             raise PeerError("malformed", "the chunks do not hold the update they announced")
-        self._check_version(update.model, update.base_version, update.plan_id)
-        if self._relay.is_stale(update.base_version):
-            return update
-        length = update_norm(update, self._relay.plan(update.plan_id))
-        limit = self._relay.rules(update.base_version).clip_norm * _NORM_TOLERANCE
-        if length > limit:
-            raise PeerError("norm", f"norm {length:.3g} is above the clip norm {limit:.3g}")
         return update
 
-    def _refuse(self, update_id: UpdateId, error: PeerError) -> None:
+    def _refuse(self, update_id: UpdateId, error: PeerError, content_hash: int = 0) -> None:
         """Refuse an update: for ever where no other try can help, else only for now."""
-        final = error.reason in _FINAL
+        final = error.reason in FINAL_REASONS
         event = "update_rejected" if final else "update_refused"
         self._outlet.record(event, reason=error.reason, detail=error.detail, node=update_id.node)
         receipt = Receipt(update_id, "rejected" if final else "busy", error.reason)
         if final:
-            self._held.close(receipt)
+            self._held.close(receipt, content_hash)
             self._incoming.forget(update_id)
         self._tell(receipt)
 

@@ -2,53 +2,73 @@
 
 Units are announced before the descriptor that needs them, and those of the current and two former
 versions are kept, so that a node is never told of a version it cannot complete.
+
+Versions have two lanes, the aggregator's and the provisional ones of an island: `hedgerow.core.versions`.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from math import prod
 
+from gateway.supply import Supply
 from hedgerow.core import names
 from hedgerow.core.chunks import chunk_blob
-from hedgerow.core.effects import Announce, Send
+from hedgerow.core.effects import Announce
 from hedgerow.core.errors import PeerError
-from hedgerow.core.inline import carried
-from hedgerow.core.messages import BlobPart, BlobsWanted, Descriptor
+from hedgerow.core.inline import carried, inline_units
+from hedgerow.core.messages import BlobPart, Descriptor
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import PlanBook
 from hedgerow.core.rules import Rules
 from hedgerow.core.units import Manifest
+from hedgerow.core.versions import is_provisional, supersedes
 
 VERSIONS_KEPT = 3
+_VALUE_BYTES = 4
+"""The most bytes of a value in any downlink format."""
 
 
 class Relay:
-    """Knows the versions an update may come from, and serves the newest ones."""
+    """Knows the versions an update may come from, and serves the newest ones.
 
-    def __init__(self, gateway: str, model: str, chunk_bytes: int, outlet: Outlet) -> None:
+    `newest` is what nodes are to train from, `lasting` the aggregator's newest version: another one while an
+    island learns.
+    """
+
+    def __init__(
+        self, gateway: str, model: str, chunk_bytes: int, supply: Supply, outlet: Outlet
+    ) -> None:
         self._gateway = gateway
-        self._model = model
+        self.model = model
         self._chunk_bytes = chunk_bytes
+        self._supply = supply
         self._outlet = outlet
         self._descriptors: dict[int, Descriptor] = {}
         self._book = PlanBook()
         self._blobs: dict[str, bytes] = {}
         self._served: list[Descriptor] = []
         self.newest: Descriptor | None = None
+        self.lasting: Descriptor | None = None
 
     @property
     def version(self) -> int:
-        """The newest version known, -1 before the first."""
-        return -1 if self.newest is None else self.newest.version
+        """The aggregator's newest version known, -1 before the first."""
+        return -1 if self.lasting is None else self.lasting.version
 
     @property
     def term(self) -> int:
         """The aggregator's term as last heard, 0 before."""
-        return 0 if self.newest is None else self.newest.term
+        return 0 if self.lasting is None else self.lasting.term
 
     @property
     def served_version(self) -> int:
         """The newest version whose units are all here and announced, -1 before the first."""
         return self._served[-1].version if self._served else -1
+
+    @property
+    def served(self) -> Descriptor | None:
+        """The version that nodes are given now, None before the first."""
+        return self._served[-1] if self._served else None
 
     @property
     def units(self) -> Container[str]:
@@ -71,9 +91,48 @@ class Relay:
         return version in self._descriptors
 
     def is_stale(self, version: int) -> bool:
-        """Whether an update of this version is older than the newest rules allow."""
-        newest = self.newest
+        """Whether an update of this version is older than the newest rules of its lane allow."""
+        newest = self._newest_like(version)
         return newest is not None and newest.version - version > newest.rules.staleness.tau_max
+
+    def is_future(self, version: int) -> bool:
+        """Whether a version is newer than any of its lane that is known here."""
+        newest = self._newest_like(version)
+        return newest is None or version > newest.version
+
+    def _newest_like(self, version: int) -> Descriptor | None:
+        """Return the newest version of the lane that `version` is in."""
+        if not is_provisional(version):
+            return self.lasting
+        newest = self.newest
+        return newest if newest is not None and is_provisional(newest.version) else None
+
+    def island_base(self, version: int) -> Descriptor:
+        """Return the descriptor of an island's version; of one that is not known here, the newest version's.
+
+        An island that nobody here remembers had the rules of some version of the aggregator. Raises PeerError
+        before the first version.
+        """
+        found = self._descriptors.get(version) or self.newest
+        if found is None:
+            raise PeerError("future-version", f"base version {version} is not known here yet")
+        return found
+
+    @property
+    def oldest(self) -> Descriptor | None:
+        """The oldest version of the aggregator that is known here."""
+        lasting = (version for version in self._descriptors if not is_provisional(version))
+        return self._descriptors.get(min(lasting, default=-1))
+
+    def bodies(self, descriptor: Descriptor) -> dict[str, bytes]:
+        """Return the units' bytes by name of a version that is served."""
+        bodies = {**self._blobs, **inline_units(descriptor)}
+        return {name: bodies[unit.digest] for name, unit in descriptor.units.items()}
+
+    def take_made(self, descriptor: Descriptor, bodies: Mapping[str, bytes]) -> None:
+        """Serve a version that was made here; `bodies` are its units by digest, but for those it carries."""
+        self._blobs.update(bodies)
+        self.take(descriptor)
 
     def plan(self, plan_id: str) -> Plan:
         """Return a plan of some known version. Raises PeerError for any other."""
@@ -83,21 +142,22 @@ class Relay:
         return found
 
     def take(self, descriptor: Descriptor) -> None:
-        """Take a version from the aggregator and fetch what it lacks. Raises PeerError for a bad one."""
-        if descriptor.model != self._model:
+        """Take a version from above and fetch what it lacks. Raises PeerError for a bad one."""
+        if descriptor.model != self.model:
             raise PeerError(
-                "wrong-model", f"descriptor of {descriptor.model}, this is {self._model}"
+                "wrong-model", f"descriptor of {descriptor.model}, this is {self.model}"
             )
         manifest = Manifest.of({name: unit.shape for name, unit in descriptor.units.items()})
         plans = self._book.read(descriptor, manifest)
         if self.is_stale(descriptor.version):
             return  # no update of it can be summed here, and nothing below would forget it again
         self._descriptors[descriptor.version] = descriptor
-        newer = descriptor.version >= self.version
+        newer = self.newest is None or supersedes(descriptor, self.newest)
         if newer:
             self.newest = descriptor
-            oldest = descriptor.version - descriptor.rules.staleness.tau_max
-            self._descriptors = {v: d for v, d in self._descriptors.items() if v >= oldest}
+        if not is_provisional(descriptor.version) and descriptor.version >= self.version:
+            self.lasting = descriptor
+        self._descriptors = {v: d for v, d in self._descriptors.items() if not self.is_stale(v)}
         self._book.take(plans, self._descriptors.values())
         if newer:
             self._bring(descriptor)
@@ -111,17 +171,20 @@ class Relay:
         self._serve_if_complete()
 
     def fetch(self) -> None:
-        """Ask the aggregator for the units that the newest version lacks here."""
+        """Have the units brought that the newest version lacks here."""
         if self.newest is None:
             return
-        missing = sorted(_apart(self.newest) - self._blobs.keys())
-        if missing:
-            self._outlet.do(Send(names.AGGREGATOR, BlobsWanted(model=self._model, digests=missing)))
+        missing = _apart(self.newest) - self._blobs.keys()
+        units = self.newest.units.values()
+        sizes = {u.digest: _VALUE_BYTES * prod(u.shape) for u in units if u.digest in missing}
+        self._supply.want(sizes)
 
     def put(self, part: BlobPart) -> None:
-        """Take a unit from the aggregator, whole; its digest was checked by the transport."""
+        """Take a unit, whole; its digest was checked by whoever brought it."""
         if self.newest is not None and part.digest in _apart(self.newest):
             self._blobs[part.digest] = part.body
+            if self._supply.peer:
+                self.fetch()  # what is here is not followed any longer
             self._serve_if_complete()
 
     def serve_again(self, digests: list[str]) -> None:
@@ -134,20 +197,20 @@ class Relay:
         newest = self.newest
         if newest is None or not _apart(newest) <= self._blobs.keys():
             return
-        if not self._served or newest.version > self.served_version:
+        if newest.version != self.served_version:
             announced: set[str] = set().union(*(_apart(old) for old in self._served))
             for digest in sorted(_apart(newest) - announced):
                 self._announce_blob(self._blobs[digest])
             self._served.append(newest)
         else:
             self._served[-1] = newest
-        channel = names.descriptor_channel(self._gateway, self._model)
+        channel = names.descriptor_channel(self._gateway, self.model)
         self._outlet.do(Announce(channel, newest))
         self._forget_old()
 
     def _announce_blob(self, body: bytes) -> None:
         for part in chunk_blob(body, self._chunk_bytes):
-            channel = names.blob_channel(self._model, part.digest, part.index)
+            channel = names.blob_channel(self.model, part.digest, part.index)
             self._outlet.do(Announce(channel, part))
 
     def _forget_old(self) -> None:
@@ -159,7 +222,7 @@ class Relay:
 
     def _clear_blob(self, body: bytes) -> None:
         for part in chunk_blob(body, self._chunk_bytes):
-            channel = names.blob_channel(self._model, part.digest, part.index)
+            channel = names.blob_channel(self.model, part.digest, part.index)
             self._outlet.do(Announce(channel, None))
 
 

@@ -1,4 +1,4 @@
-"""The one command: `hedgerow up`, `node`, `gateway`, `aggregator`, `sim`, `plan`, `config` and `doctor`.
+"""The one command: `hedgerow up`, `node`, `gateway`, `aggregator`, `sim`, `plan`, `backup`, `restore`, ...
 
 Exit codes: 0 ok; 1 the target was missed, the conservation law is broken, or a check failed; 2 bad usage
 or a bad configuration; 130 interrupted.
@@ -15,6 +15,7 @@ from typing import Literal
 
 import hedgerow
 from hedgerow.core.errors import ConfigError
+from hedgerow.custody.command import add_custody_commands
 from hedgerow.planning.command import add_plan_command
 from sims.command import add_sim_commands, one_command
 
@@ -85,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_role(commands, role)
     add_sim_commands(partial(_command, commands))
     add_plan_command(partial(_command, commands))
+    add_custody_commands(partial(_command, commands))
     _add_config(commands)
     _add_doctor(commands)
     return parser

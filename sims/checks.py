@@ -12,7 +12,7 @@ import numpy as np
 
 from aggregator.intake import read_partial
 from aggregator.lineage import Lineage
-from aggregator.merger import merging_of
+from aggregator.merger import step
 from aggregator.rows import AcceptPartial, CommitVersion, DropPartials
 from edge_node.rows import CloseUpdate, PutUpdate
 from hedgerow.core.codec import decode, encode
@@ -20,6 +20,7 @@ from hedgerow.core.messages import Descriptor, Header, Partial, Receipts, Update
 from hedgerow.core.strategy import Strategy
 from hedgerow.core.units import Vector
 from sims.disks import LedgerDisk, NodeDisk
+from sims.putback import Forgotten
 
 _MOST_KEPT = 20
 
@@ -43,6 +44,7 @@ class Watch:
         self.applied_by_node: Counter[str] = Counter()
         self.versions: set[int] = {0}
         self.waiting: set[str] = set()
+        self.forgotten = Forgotten()
 
     def broken(self, text: str) -> None:
         """Take a violation."""
@@ -51,23 +53,38 @@ class Watch:
         if len(self.violations) < _MOST_KEPT:
             self.violations.append(text)
 
-    def node_rows(self, disk: NodeDisk, rows: Iterable[Any]) -> None:
+    def node_rows(self, rows: Iterable[Any]) -> None:
         """A node's rows became durable."""
         for row in rows:
             match row:
-                case PutUpdate(seq, base_version):
-                    update_id = UpdateId(disk.node, disk.epoch, seq)
+                case PutUpdate(update_id, base_version):
                     if update_id in self.issued:
                         self.broken(f"C1: {update_id} was issued twice")
                     self.issued[update_id] = base_version
-                case CloseUpdate(seq):
-                    self._close(UpdateId(disk.node, disk.epoch, seq), row)
+                    self.applied_by_node[update_id.node] += self.forgotten.issue(row)
+                case CloseUpdate(update_id):
+                    self._close(update_id, row)
+
+    def put_back(self, disk: NodeDisk) -> None:
+        """A node's disk is what it was before: what it does not know any more is not of its books."""
+        own = [i for i in self.issued if i.node == disk.node]
+        gone = [i for i in own if i.seq > disk.issued_in[i.epoch]]
+        self.forgotten.forget(self.issued, gone)
+        applied = [i for i in gone if i in self.applied and i not in self.forgotten.applied]
+        self.forgotten.applied.update(applied)
+        self.applied_by_node[disk.node] -= len(applied)
+        for update_id in [*gone, *disk.outbox]:
+            self.ended.pop(update_id, None)
+
+    def _is_applied(self, update_id: UpdateId) -> bool:
+        """Whether the ledger holds the update that the node's books know by this id."""
+        return update_id in self.applied and update_id not in self.forgotten.applied
 
     def _close(self, update_id: UpdateId, row: CloseUpdate) -> None:
         if update_id not in self.issued or update_id in self.ended:
             self.broken(f"C6: {update_id} ended twice, or before it was issued")
         self.ended[update_id] = row.outcome
-        in_ledger = update_id in self.applied
+        in_ledger = self._is_applied(update_id)
         if row.outcome == "applied" and not in_ledger:
             self.broken(f"C2: {update_id} is believed applied, but is not in the ledger")
         if row.outcome != "applied" and in_ledger:
@@ -98,11 +115,15 @@ class Watch:
         for header in headers:
             if header.id in self.applied:
                 self.broken(f"C1: {header.id} is applied twice")
+            self.applied.add(header.id)
+            self.forgotten.ledger[header.id] = header.hash
+            if self.forgotten.is_one(header, self.ended.get(header.id, "")):
+                self.forgotten.applied.add(header.id)
+                continue
             if self.issued.get(header.id) != header.base_version:
                 self.broken(f"C3: {header.id} of version {header.base_version} was never issued so")
             if self.ended.get(header.id, "applied") != "applied":
                 self.broken(f"C6: {header.id} is {self.ended[header.id]}, and now applied")
-            self.applied.add(header.id)
             self.applied_by_node[header.id.node] += 1
 
     def sent(self, message: Any) -> None:
@@ -113,17 +134,19 @@ class Watch:
                     self.broken(f"C2: {receipt.id} is called settled, but is not in the ledger")
 
     def balance(self, disks: Iterable[NodeDisk]) -> None:
-        """The conservation law: issued = applied + rejected + expired + (outbox minus the ledger's)."""
+        """The conservation law: issued = applied + lost + (outbox minus the ledger's).
+
+        Lost are those that were rejected, expired or added to others.
+        """
         issued: Counter[str] = Counter(update_id.node for update_id in self.issued)
         for disk in disks:
-            held = [UpdateId(disk.node, disk.epoch, seq) for seq in disk.outbox]
-            waiting = sum(update_id not in self.applied for update_id in held)
+            waiting = sum(not self._is_applied(update_id) for update_id in disk.outbox)
             applied = self.applied_by_node[disk.node]
-            lost = disk.outcomes["rejected"] + disk.outcomes["expired"]
+            lost = sum(n for outcome, n in disk.outcomes.items() if outcome != "applied")
             if issued[disk.node] != applied + lost + waiting:
                 self.broken(
-                    f"C6: {disk.node} issued {issued[disk.node]}, but applied {applied}, rejected or"
-                    f" expired {lost}, waiting {waiting}"
+                    f"C6: {disk.node} issued {issued[disk.node]}, but applied {applied}, rejected,"
+                    f" expired or coalesced {lost}, waiting {waiting}"
                 )
 
 
@@ -136,7 +159,7 @@ class WatchedNodeDisk:
 
     def write(self, rows: Sequence[Any]) -> None:
         """Take rows in one transaction."""
-        self._watch.node_rows(self._disk, rows)
+        self._watch.node_rows(rows)
         self._disk.write(rows)
 
 
@@ -191,15 +214,19 @@ class Replay:
     def _verify_one(self, row: CommitVersion, bodies: list[bytes]) -> None:
         lineage = self._lineage
         entries = [read_partial(_partial(body), lineage) for body in bodies]
-        merging = merging_of(self._params, entries, lineage)
-        self._params, self._state = self._strategy.apply(self._state, merging)
+        self._params, self._state = step(
+            self._strategy, self._state, self._params, entries, lineage
+        )
         version = row.descriptor.version
         if not np.array_equal(self._params, row.params):
             self._watch.broken(f"C4: version {version} is not the replay of its inputs")
         digests = {name: unit.digest for name, unit in row.descriptor.units.items()}
         if digests != lineage.manifest.digests(row.params, row.descriptor.downlink):
             self._watch.broken(f"C4: version {version} is described wrongly")
+        if row.descriptor.parent != lineage.version:
+            self._watch.broken(f"C4: version {version} does not follow from {lineage.version}")
         lineage.add(row.descriptor, self._needed_from)
+        lineage.tally.add(version, len(row.headers))
 
 
 class WatchedLedger:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hedgerow.runtime.sources import read_digits
+
 Images = NDArray[np.uint8]
 
 
@@ -41,3 +43,21 @@ def decoded(coded: Images) -> Images:
 def _examples(file: str) -> tuple[Images, NDArray[np.uint8]]:
     with np.load(file, allow_pickle=False) as arrays:
         return decoded(arrays["x_enc"]), arrays["y"]
+
+
+SITES, NODES_PER_SITE, HOME_SHARE = 3, 10, 0.7
+
+
+def digits_by_site() -> dict[str, NDArray[Any]]:
+    """Return scikit-learn's handwritten digits as three sites of ten nodes see them.
+
+    Digit d is at home at site d modulo 3: `HOME_SHARE` of its images are there, the rest anywhere. `groups`
+    numbers the nodes so that `data.split = "group"` deals each its own, with node n at broker n modulo 3.
+    """
+    digits = read_digits()
+    labels = digits.targets
+    rng = np.random.default_rng(0)
+    anywhere = rng.integers(0, SITES, len(labels))
+    site = np.where(rng.uniform(size=len(labels)) < HOME_SHARE, labels % SITES, anywhere)
+    node = site + SITES * rng.integers(0, NODES_PER_SITE, len(labels))
+    return {"inputs": digits.inputs, "targets": labels, "groups": node}

@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, Protocol
 
 from aggregator.rows import (
@@ -16,12 +17,23 @@ from aggregator.rows import (
     DropPartials,
     LedgerRow,
     SaveMetrics,
+    SetAside,
     Snapshot,
 )
-from edge_node.rows import Books, CloseUpdate, KeepPersonal, KeepResidual, KeepUnit, PutUpdate
+from edge_node.rows import (
+    Books,
+    CloseUpdate,
+    EpochBooks,
+    KeepPersonal,
+    KeepResidual,
+    KeepUnit,
+    NewEpoch,
+    PutUpdate,
+)
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.messages import Descriptor, Partial, UpdateId
 from hedgerow.core.units import Manifest, Vector, unit_bytes
+from hedgerow.core.versions import is_provisional
 from hedgerow.runtime.ports import StoreError
 from sims.clock import VirtualLoop
 
@@ -86,21 +98,40 @@ def _hear(future: "asyncio.Future[None]") -> None:
 
 
 class NodeDisk:
-    """A node's outbox and books. `keep_bodies` keeps what was ever issued, for the deepest checks."""
+    """A node's outbox and books. `keep_bodies` keeps what was ever issued, for the deepest checks.
+
+    `epochs` are all that the disk knows, each with why it ended, the current one last; `ends` counts ends by
+    epoch, outcome and reason. It can be put back to
+    an earlier `image`; how often it was started is then not forgotten, for that decides on fresh epochs.
+    """
 
     def __init__(self, node: str, *, keep_bodies: bool = False) -> None:
         self.node = node
-        self.epoch = 1
-        self.issued = 0
-        self.outbox: dict[int, bytes] = {}
-        self.base_versions: dict[int, int] = {}
-        self.outcomes: Counter[str] = Counter()
-        self.rejected: Counter[str] = Counter()
+        self.starts = 0
+        self.epochs: dict[int, str] = {1: ""}
+        self.outbox: dict[UpdateId, bytes] = {}
+        self.issued_in: Counter[int] = Counter()
+        self.ends: Counter[tuple[int, str, str]] = Counter()
+        self.newest: dict[bool, int] = {False: -1, True: -1}
         self.units: dict[str, bytes] = {}
         self.residuals: dict[str, bytes] = {}
         self.personal: dict[str, bytes] = {}
-        self.bodies: dict[int, bytes] | None = {} if keep_bodies else None
-        self._last_base_version = -1
+        self.bodies: dict[UpdateId, bytes] | None = {} if keep_bodies else None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the updates to come."""
+        return next(reversed(self.epochs))
+
+    @property
+    def issued(self) -> int:
+        """How many updates the disk knows of, over all epochs."""
+        return self.issued_in.total()
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How many updates ended in each way, over all epochs."""
+        return _by_word(self.ends, 1)
 
     def write(self, rows: Sequence[Any]) -> None:
         """Take rows in one transaction."""
@@ -108,11 +139,12 @@ class NodeDisk:
             match row:
                 case PutUpdate():
                     self._put(row)
-                case CloseUpdate(seq):
-                    self.outbox.pop(seq, None)
-                    self.outcomes[row.outcome] += 1
-                    if row.outcome == "rejected":
-                        self.rejected[row.reason] += 1
+                case CloseUpdate(update_id):
+                    self.outbox.pop(update_id, None)
+                    self.ends[update_id.epoch, row.outcome, row.reason] += 1
+                case NewEpoch(epoch, reason):
+                    self.epochs[self.epoch] = reason
+                    self.epochs[epoch] = ""
                 case KeepUnit(unit, body):
                     self.units[unit] = body
                 case KeepResidual(unit, None):
@@ -123,32 +155,78 @@ class NodeDisk:
                     self.personal[unit] = body
 
     def _put(self, row: PutUpdate) -> None:
-        self.issued = max(self.issued, row.seq)
-        self.outbox[row.seq] = row.body
-        self.base_versions[row.seq] = row.base_version
-        self._last_base_version = max(self._last_base_version, row.base_version)
+        self.outbox[row.id] = row.body
+        self.issued_in[row.id.epoch] += 1
+        lane = is_provisional(row.base_version)
+        self.newest[lane] = max(self.newest[lane], row.base_version)
         if self.bodies is not None:
-            self.bodies[row.seq] = row.body
+            self.bodies[row.id] = row.body
 
     def load(self) -> Books:
         """Return what a node finds when it starts."""
+        self.starts += 1
+        *former, current = [self._account(epoch, ended) for epoch, ended in self.epochs.items()]
         return Books(
             node=self.node,
             epoch=self.epoch,
-            issued=self.issued,
-            applied=self.outcomes["applied"],
-            rejected=dict(self.rejected),
-            expired=self.outcomes["expired"],
-            last_base_version=self._last_base_version,
-            outbox=dict(self.outbox),
+            issued=current.issued,
+            applied=current.applied,
+            rejected=current.rejected,
+            expired=current.expired,
+            coalesced=current.coalesced,
+            last_base_version=self.newest[False],
+            last_provisional=self.newest[True],
+            outbox=current.outbox,
             units=dict(self.units),
             residuals=dict(self.residuals),
             personal=dict(self.personal),
+            former=tuple(former),
+            found=self.starts > 1,
+            fresh_epoch=random.Random(f"{self.node}:{self.starts}").getrandbits(48),
         )
+
+    def _account(self, epoch: int, ended: str) -> EpochBooks:
+        ends = Counter({end: n for end, n in self.ends.items() if end[0] == epoch})
+        rejected = Counter({end: n for end, n in ends.items() if end[1] == "rejected"})
+        outcomes = _by_word(ends, 1)
+        return EpochBooks(
+            node=self.node,
+            epoch=epoch,
+            issued=self.issued_in[epoch],
+            applied=outcomes["applied"],
+            rejected=_by_word(rejected, 2),
+            expired=outcomes["expired"],
+            coalesced=outcomes["coalesced"],
+            outbox={i.seq: body for i, body in self.outbox.items() if i.epoch == epoch},
+            ended=ended,
+        )
+
+    def image(self) -> dict[str, Any]:
+        """Return a copy of all that is on the disk."""
+        return {name: copy(getattr(self, name)) for name in _DURABLE}
+
+    def put_back(self, image: dict[str, Any]) -> None:
+        """Make the disk what it was when the copy was made, while its node is off."""
+        for name, content in image.items():
+            setattr(self, name, copy(content))
+
+
+_DURABLE = ("epochs", "outbox", "issued_in", "ends", "newest", "units", "residuals", "personal")
+
+
+def _by_word(ends: Counter[tuple[int, str, str]], place: int) -> Counter[str]:
+    """Return how many updates ended so, by one word of how: their outcome or its reason."""
+    out: Counter[str] = Counter()
+    for end, amount in ends.items():
+        out[str(end[place])] += amount
+    return out
 
 
 class LedgerDisk:
-    """The aggregator's ledger. The newest versions' parameters serve the gateways' requests for units."""
+    """The aggregator's ledger. The newest versions' parameters serve the gateways' requests for units.
+
+    It can be put back to an earlier `image`; `restored` then says so at the next start, if it is set.
+    """
 
     def __init__(self, first: Descriptor, params: Vector, manifest: Manifest) -> None:
         self.term = 0
@@ -158,6 +236,8 @@ class LedgerDisk:
         self.ledger: dict[UpdateId, LedgerRow] = {}
         self.waiting: dict[str, bytes] = {}
         self.metrics: dict[int, Mapping[str, float]] = {}
+        self.aside: dict[str, bytes] = {}
+        self.restored = ""
         self._manifest = manifest
 
     def write(self, rows: Sequence[Any]) -> None:
@@ -173,13 +253,17 @@ class LedgerDisk:
                     self.metrics[version] = metrics
                 case DropPartials():
                     self._forget(row.needed_from)
+                case SetAside(name):
+                    self.aside[name] = self.waiting.pop(name)
 
     def write_version(self, row: CommitVersion) -> None:
         """Take a commit's version."""
         self.version = row.descriptor.version
+        self.restored = ""
         self.descriptors[self.version] = row.descriptor
         self.params[self.version] = row.params
-        self.params.pop(self.version - KEPT_VERSIONS, None)
+        for old in sorted(self.params)[:-KEPT_VERSIONS]:
+            del self.params[old]
         for name in row.partial_ids:
             self.waiting.pop(name, None)
 
@@ -201,7 +285,18 @@ class LedgerDisk:
             ledger=tuple(self.ledger.values()),
             waiting=tuple(_partial(body) for body in self.waiting.values()),
             metrics=dict(self.metrics),
+            restored=self.restored,
         )
+
+    def image(self) -> dict[str, Any]:
+        """Return a copy of all that is on the disk."""
+        return {name: copy(getattr(self, name)) for name in _LEDGER}
+
+    def put_back(self, image: dict[str, Any], *, restored: str = "") -> None:
+        """Make the disk what it was when the copy was made, while its aggregator is off."""
+        for name, content in image.items():
+            setattr(self, name, copy(content))
+        self.restored = restored
 
     def blob(self, name: str) -> bytes | None:
         """Return a unit of one of the last versions by its digest."""
@@ -214,6 +309,9 @@ class LedgerDisk:
                     values = self.params[version][self._manifest.slices[unit]]
                     return unit_bytes(values, descriptor.downlink)
         return None
+
+
+_LEDGER = ("term", "version", "descriptors", "params", "ledger", "waiting", "metrics", "aside")
 
 
 def _partial(body: bytes) -> Partial:

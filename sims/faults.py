@@ -77,12 +77,14 @@ class Faults:
             self._after(for_us, attachment.release)
 
     def wipe(self, target: Target, for_us: int) -> None:
-        """Kill a broker and its retained messages; or a gateway, whose memory is all it has."""
+        """Kill a broker and its retained messages; or a gateway, and delete its disk."""
         if isinstance(target, Broker):
             target.alive = False
             self._break_sessions(target, for_us)
             target.wipe()
         else:
+            if isinstance(target, GatewayHost):
+                target.disk.wipe()
             self.crash(target, for_us)
 
     def _break_sessions(self, broker: Broker, for_us: int) -> None:

@@ -2,29 +2,32 @@
 
 import hashlib
 import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aggregator.lineage import Lineage
 from aggregator.protocol import AggregatorProtocol
+from edge_node.epochs import last_will
 from edge_node.protocol import NodeProtocol
 from gateway.protocol import GatewayProtocol
 from hedgerow.core import names
 from hedgerow.core.config import Config
 from hedgerow.core.costs import ModelCosts
-from hedgerow.core.messages import GatewayState, Message, NodeState
+from hedgerow.core.messages import GatewayState, Message
 from hedgerow.core.planbook import PlanSet
 from hedgerow.core.strategy import Strategy
 from hedgerow.core.units import Vector
 from hedgerow.runtime.mqtt_link import Topics
-from hedgerow.runtime.ports import NoStore
 from sims.broker import Broker, Session
 from sims.checks import Replay, Watch, WatchedLedger, WatchedNodeDisk
 from sims.clock import virtual_loop
 from sims.compute import AggregatorCompute, NodeCompute, Stopwatch, TrainingPool
 from sims.devices import Device
 from sims.disks import DiskStore, LedgerDisk, NodeDisk
+from sims.gatewaydisk import GatewayDisk
+from sims.gateways import gateway_protocol
 from sims.host import GatewayHost, NodeHost
 from sims.links import LinkModel
 from sims.memorylink import AggregatorLink, GatewayLink, NodeLink
@@ -204,30 +207,27 @@ class Fleet:
         )
         self.uplinks.lines[line.name] = line
         boots: list[int] = [0]
+        disk = GatewayDisk()
 
         def will() -> tuple[str, Message]:
             state = GatewayState(gateway=name, boot=boots[0], state="lost")
             return topics.channel(names.gateway_state_channel(name)), state
 
+        def meter() -> dict[str, int]:
+            return {**session.meter(), **line.meter()}
+
         def make(process: Process) -> Ports:
             boots[0] = self._rng(f"boot:{name}:{process.life}").getrandbits(48)
             line.life = process.life
-            protocol = self.blueprint.parts.gateway(
-                name,
-                boots[0],
-                self.config.gateway,
-                model=self.config.fleet.model,
-                chunk_bytes=self.config.broker.chunk_bytes,
-                rng=random.Random(boots[0]),
-                meter=lambda: {**session.meter(), **line.meter()},
-            )
+            kind = self.blueprint.parts.gateway
+            protocol = gateway_protocol(kind, name, boots[0], self.config, disk, meter)
             link = GatewayLink(session, self.uplinks, line, self.watch)
-            return protocol, link, NoStore(), None
+            return protocol, link, self._store(process, disk), None
 
         topics = Topics(self.config.fleet.site, "gateway", name)
         session = Session(line.name, topics, LAN, self._rng(f"session:{name}"), will)
         session.broker = self.brokers[number % len(self.brokers)]
-        return GatewayHost(line.name, self.loop, make, session, line, self.uplinks)
+        return GatewayHost(line.name, self.loop, make, session, line, self.uplinks, disk)
 
     # Nodes.
 
@@ -236,12 +236,13 @@ class Fleet:
         seed, config = self.blueprint.seed, self.config
 
         def will() -> tuple[str, Message]:
-            state = NodeState(node=device.name, epoch=disk.epoch, state="lost")
-            return topics.channel(names.node_state_channel(device.name)), state
+            return topics.channel(names.node_state_channel(device.name)), wills[-1]
 
         def make(process: Process) -> Ports:
+            books = disk.load()
+            wills.append(last_will(books))
             protocol = self.blueprint.parts.node(
-                disk.load(),
+                books,
                 self.compute.manifest,
                 host.node_config,
                 model=config.fleet.model,
@@ -261,6 +262,7 @@ class Fleet:
             )
             return protocol, NodeLink(session), self._store(process, watched), compute
 
+        wills: deque[Message] = deque(maxlen=1)
         watched = WatchedNodeDisk(disk, self.watch)
         topics = Topics(config.fleet.site, "node", device.name)
         name = names.node_peer(device.name)

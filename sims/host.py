@@ -15,6 +15,7 @@ from sims.broker import Broker, Session
 from sims.clock import SECOND_US, VirtualLoop
 from sims.devices import Device
 from sims.disks import NodeDisk
+from sims.gatewaydisk import GatewayDisk
 from sims.process import Ports, Process
 from sims.uplink import Line, Uplinks
 
@@ -83,7 +84,7 @@ class Attachment:
 
 
 class GatewayHost:
-    """One gateway's process with its session and its line to the aggregator."""
+    """One gateway's process with its session, its line to the aggregator and its disk."""
 
     def __init__(
         self,
@@ -93,9 +94,11 @@ class GatewayHost:
         session: Session,
         line: Line,
         uplinks: Uplinks,
+        disk: GatewayDisk,
     ) -> None:
         self.attachment = Attachment(loop, session)
         self.line = line
+        self.disk = disk
         self._uplinks = uplinks
         self.process = Process(name, loop, make, up=self._up, down=self._down)
 

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import to_builtins
 
 from hedgerow.core.names import peer_id
+from hedgerow.core.versions import is_provisional
 from sims.clock import SECOND_US
 from sims.fleet import Fleet
 from sims.host import NodeHost
@@ -136,12 +137,13 @@ def drops(fleet: Fleet) -> dict[str, int]:
 
 def _books(fleet: Fleet) -> dict[str, int]:
     disks = [node.disk for node in fleet.nodes]
-    lost = sum(disk.outcomes["rejected"] + disk.outcomes["expired"] for disk in disks)
+    ends: Counter[str] = sum((disk.outcomes for disk in disks), Counter())
+    lost = {outcome: ends[outcome] for outcome in ("rejected", "expired", "coalesced")}
+    issued = len(fleet.watch.issued)
     return {
-        "issued": len(fleet.watch.issued),
-        "rejected": sum(disk.outcomes["rejected"] for disk in disks),
-        "expired": sum(disk.outcomes["expired"] for disk in disks),
-        "waiting": len(fleet.watch.issued) - len(fleet.watch.applied) - lost,
+        "issued": issued,
+        **lost,
+        "waiting": issued - len(fleet.watch.applied) - sum(lost.values()),
     }
 
 
@@ -151,7 +153,8 @@ def _settings(fleet: Fleet) -> dict[str, Any]:
 
 
 def _staleness(fleet: Fleet) -> dict[int, int]:
-    rows = fleet.ledger.ledger.values()
+    ledger = fleet.ledger.ledger.values()
+    rows = [row for row in ledger if not is_provisional(row.header.base_version)]
     ages = Counter(row.version - 1 - row.header.base_version for row in rows)
     return dict(sorted(ages.items()))
 

@@ -32,6 +32,28 @@ class NodeTrack(Struct, frozen=True, kw_only=True):
     personal: float | None = None
 
 
+class SitePoint(Struct, frozen=True, kw_only=True):
+    """One site as it stood at a virtual time: the version its nodes are given, and what waits there.
+
+    `value` is on the evaluation set, `own` the mean over the site's nodes, each on its own examples.
+    """
+
+    t_s: float
+    version: int
+    provisional: bool
+    value: float
+    own: float
+    in_outboxes: int
+    spooled: int
+
+
+class SiteCurve(Struct, frozen=True, kw_only=True):
+    """One site over the run."""
+
+    site: str
+    points: list[SitePoint]
+
+
 class StrategyResult(Struct, frozen=True, kw_only=True):
     """One strategy's figures. Times and energies are virtual, `wall_s` and `cpu_s` are this machine's.
 
@@ -40,7 +62,8 @@ class StrategyResult(Struct, frozen=True, kw_only=True):
     counts what was lost or refused, by reason. `worst_decile` is the mean value of the worst tenth of the
     nodes on their own examples: those kept for tests (`data.local_test_fraction`) if there are any, else
     those they train on; `mean_personal_value` and `personal_worst_decile` are the same with each node's
-    personal units. `violations` are broken promises (C1 to C6); there must be none.
+    personal units. `sites` are curves of each site, where `scenario.sites` asks for them. `violations` are
+    broken promises (C1 to C6); there must be none.
     """
 
     time_to_target_s: float | None
@@ -60,6 +83,7 @@ class StrategyResult(Struct, frozen=True, kw_only=True):
     issued: int
     rejected: int
     expired: int
+    coalesced: int = 0
     waiting: int
     plan_parameters: int
     model_parameters: int
@@ -75,6 +99,7 @@ class StrategyResult(Struct, frozen=True, kw_only=True):
     virtual_s: float
     peak_rss_bytes: int
     phases_cpu_s: dict[str, float]
+    sites: list[SiteCurve] = []
     violations: list[str]
 
 

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from aggregator.planner import first_plans
 from hedgerow.core.config import Config
 from hedgerow.core.costs import ModelCosts
@@ -21,6 +23,7 @@ from sims.personal import node_values, personal_values
 from sims.result import StrategyResult
 from sims.scenario import Scenario
 from sims.scenariofile import strategy_setup
+from sims.sites import SiteMeter
 from sims.surrogate import SurrogateTrainer
 from sims.traces import Traces
 from sims.world import FleetWorld, real_world
@@ -44,9 +47,13 @@ def run_strategy(
     metric = config.stop.metric if scenario.scenario.compute == "real" else "accuracy"
     meter = Meter(metric, scenario.scenario.target)
     fleet = build_fleet(scenario, config, strategy, world, traces, meter)
+    sites = SiteMeter(fleet, metric, round(scenario.scenario.evaluate_every_s * SECOND_US))
+    if scenario.scenario.sites:
+        sites.begin()
     fleet.start()
     _run(fleet, scenario, meter, progress)
-    return _finish(fleet, world, meter, metric)
+    result = _finish(fleet, world, meter, metric)
+    return replace(result, sites=sites.curves if scenario.scenario.sites else [])
 
 
 def make_world(scenario: Scenario, config: Config, seed: int) -> FleetWorld:

@@ -57,7 +57,8 @@ class ScenarioTable(_Table, frozen=True, kw_only=True):
 
     `stop_at_target` ends a strategy once it has reached the target; `compute` "surrogate" replaces training
     by a convex problem of as many parameters as `surrogate_parameters`, for runs about faults and scale.
-    `check` false leaves out C4, the replay of every version.
+    `check` false leaves out C4, the replay of every version. `sites` also evaluates what each site's nodes
+    have, which differs from the newest version while a site is cut off.
     """
 
     name: Word
@@ -72,6 +73,7 @@ class ScenarioTable(_Table, frozen=True, kw_only=True):
     surrogate_parameters: Positive = 64
     cpu_budget_s: PositiveFloat = 600.0
     check: bool = True
+    sites: bool = False
 
 
 class NetworkTable(_Table, frozen=True, kw_only=True):

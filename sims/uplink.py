@@ -11,10 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from aggregator.refusal import Refusal
 from hedgerow.core import names
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.effects import LinkDown, LinkUp, Undelivered
-from hedgerow.core.messages import BlobPart, BlobsWanted, FleetReport, Partial, PartialReply
+from hedgerow.core.messages import (
+    BlobPart,
+    BlobsWanted,
+    Bundle,
+    FleetReport,
+    Partial,
+    PartialReply,
+)
 from hedgerow.runtime.ports import Deliver
 from sims.clock import SECOND_US, VirtualLoop
 from sims.links import LinkModel
@@ -41,7 +49,7 @@ class Line:
     down_free_us: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
-    posts: dict[str, int] = field(default_factory=dict)
+    posts: dict[str, tuple[int, Partial | Bundle]] = field(default_factory=dict)
 
     def meter(self) -> dict[str, int]:
         """Return the bytes so far, as the real client names them."""
@@ -70,7 +78,9 @@ class Uplinks:
         """Take what a gateway sends to the aggregator."""
         match message:
             case Partial():
-                self._post(line, message)
+                self._post(line, message, message.id)
+            case Bundle():
+                self._post(line, message, message.partials[0].id)
             case BlobsWanted():
                 self._up(line, REQUEST_BYTES, lambda: self._serve(line, message), _late_us(line))
             case FleetReport():
@@ -82,19 +92,20 @@ class Uplinks:
                 life = line.life
                 self._up(line, len(body) + REQUEST_BYTES, lambda: self._open(line, life, body))
 
-    def _post(self, line: Line, partial: Partial) -> None:
-        body, life = encode(partial), line.life
-        line.posts[partial.id] = life
+    def _post(self, line: Line, message: Partial | Bundle, partial_id: str) -> None:
+        """Post a partial, or a bundle of one."""
+        body, life = encode(message), line.life
+        post = line.posts[partial_id] = (life, message)
         if not self._lost(line):
-            for _ in range(1 + self._repeated(line)):
+            for _ in range(1 + _repeated(line, self.seen)):
                 late_us = _late_us(line)
                 self._up(line, len(body) + REQUEST_BYTES, lambda: self._arrive(line, body), late_us)
 
         def give_up() -> None:
-            if line.posts.get(partial.id) == life and line.life == life:
-                del line.posts[partial.id]
+            if line.posts.get(partial_id) is post and line.life == life:
+                del line.posts[partial_id]
                 self.seen["post undelivered"] += 1
-                self._down(line, 0, lambda: Undelivered(partial, "no answer in time", SECOND_US))
+                self._down(line, 0, lambda: Undelivered(message, "no answer in time", SECOND_US))
 
         wait_us = _TIMEOUT_US if self._reachable(line) else _REFUSED_US
         # A slow line takes its own time for a large body.
@@ -139,6 +150,10 @@ class Uplinks:
     def answer(self, peer: str, message: Any) -> None:
         """Take what the aggregator sends to a gateway: an answer to a post, or something for its stream."""
         line = self.lines[peer]
+        if isinstance(message, Refusal):
+            self.seen[f"refused {message.reason}"] += 1
+            self._down(line, REQUEST_BYTES, lambda: self._refused(line, message), _late_us(line))
+            return
         body = encode(message)
         if isinstance(message, PartialReply):
             self.seen[f"answer {message.status}"] += 1
@@ -156,8 +171,16 @@ class Uplinks:
     def _answered(self, line: Line, partial_id: str, body: bytes) -> Any:
         if line.cut:
             return None
-        life = line.posts.pop(partial_id, None)
+        life, _ = line.posts.pop(partial_id, (0, None))
         return decode(body) if life == line.life else None
+
+    def _refused(self, line: Line, refusal: Refusal) -> Any:
+        if line.cut:
+            return None
+        life, post = line.posts.pop(refusal.partial_id, (0, None))
+        if life != line.life:
+            return None
+        return Undelivered(post, refusal.reason, refusal.retry_after_s * SECOND_US)
 
     def _streamed(self, line: Line, stream: int, body: bytes) -> Any:
         if line.stream != stream or not line.open:
@@ -206,11 +229,6 @@ class Uplinks:
         self.seen["lost"] += lost
         return lost
 
-    def _repeated(self, line: Line) -> int:
-        repeated = line.link.repeat > 0 and line.random.random() < line.link.repeat
-        self.seen["repeated"] += repeated
-        return int(repeated)
-
     def _up(self, line: Line, size_bytes: int, call: Callable[[], None], late_us: int = 0) -> None:
         line.bytes_up += size_bytes
         start_us = max(self._loop.now_us, line.up_free_us)
@@ -240,3 +258,10 @@ class Uplinks:
 def _late_us(line: Line) -> int:
     """Return by how much a request or an answer is late, so that others overtake it."""
     return line.random.randrange(line.link.reorder_us) if line.link.reorder_us else 0
+
+
+def _repeated(line: Line, seen: Counter[str]) -> int:
+    """Return 1 where a message is to arrive twice, counting it, else 0."""
+    repeated = line.link.repeat > 0 and line.random.random() < line.link.repeat
+    seen["repeated"] += repeated
+    return int(repeated)

@@ -1,27 +1,35 @@
 """The aggregator's HTTP server: partials and reports in, versions, receipts and units out.
 
 Bodies are the messages of `hedgerow.core.messages`. A gateway names itself in the query, and what it
-sends must carry the same name.
+sends must carry the same name: a partial of its own, or a bundle with the partial of a peer.
 """
 
-import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from aggregator.refusal import Refusal
 from aggregator.status import Status
 from aggregator.web.access import require_token
+from aggregator.web.gauges import export_account
 from aggregator.web.page import render_page
+from aggregator.web.pending import Pending
 from aggregator.web.streams import Streams
 from hedgerow.core import names
 from hedgerow.core.codec import decode, encode
 from hedgerow.core.config import HttpConfig
 from hedgerow.core.effects import LinkDown
 from hedgerow.core.errors import PeerError
-from hedgerow.core.messages import FleetReport, Message, Partial, PartialReply, Subscribe
+from hedgerow.core.messages import (
+    Bundle,
+    FleetReport,
+    Message,
+    Partial,
+    PartialReply,
+    Subscribe,
+)
 from hedgerow.runtime.health import health_routes
 from hedgerow.runtime.http_wire import CONTENT_TYPE, KEEPALIVE_S, server_tls
 from hedgerow.runtime.metrics import Metrics
@@ -31,6 +39,12 @@ MAX_PENDING = 1024
 """Partials waiting for their reply at once; one more is asked to come again."""
 
 _RETRY_AFTER_S = 1
+_REFUSED: dict[str, type[web.HTTPException]] = {"busy": web.HTTPTooManyRequests}
+_REFUSED_WORDS = {
+    "busy": "too many updates wait for a merge",
+    "disk": "the disk does not take it",
+    "new-life": "it speaks of versions that are lost here",
+}
 _REPLY_STATUS = {"accepted": 200, "known": 200, "overlap": 409, "rejected": 422}
 _PAGE_HEADERS = {
     "Cache-Control": "no-store",
@@ -39,15 +53,15 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-Kind = TypeVar("Kind", Partial, FleetReport)
-Pending = dict[tuple[str, str], list[asyncio.Future[PartialReply]]]
+Posted = Partial | Bundle | FleetReport
 
 
 class AggregatorServer:
     """Serves one aggregator on `http.host` and `http.port` (0 takes a free one).
 
-    `blobs` finds a unit's bytes by digest; `status` and `ready` are asked at each request. What
-    gateways send goes to `deliver` under the peer name "gw/ID"; `send` is the way back.
+    `blobs` finds a unit's bytes by digest; `status`, `ready` and `degraded` (what it cannot do although it
+    runs, "" for nothing) are asked at each request. What gateways send goes to `deliver` under the peer name
+    "gw/ID"; `send` is the way back.
     """
 
     def __init__(
@@ -59,6 +73,7 @@ class AggregatorServer:
         metrics: Metrics,
         ready: Callable[[], bool],
         *,
+        degraded: Callable[[], str] = lambda: "",
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
         self.bytes_up = 0
@@ -69,11 +84,17 @@ class AggregatorServer:
         self._status = status
         self._metrics = metrics
         self._streams = Streams(keepalive_s, self._count_drop)
-        self._pending: Pending = defaultdict(list)
-        self._waiting = 0
+        self._pending = Pending()
         check = require_token(http.token, lambda: self._count("http_refused", "token"))
         app = web.Application(client_max_size=http.max_body_bytes, middlewares=[check])
-        app.add_routes(health_routes(ready, metrics))
+        app.add_routes(
+            health_routes(
+                ready,
+                metrics,
+                degraded=degraded,
+                refresh=lambda: export_account(metrics, status()),
+            )
+        )
         app.add_routes(
             [
                 web.post("/v1/partials", self._post_partial),
@@ -112,54 +133,54 @@ class AggregatorServer:
     def send(self, peer: str, message: Any) -> None:
         """Send to "gw/ID": a reply answers the post that waits for it, all else goes down the stream."""
         gateway = names.peer_id(peer)
-        if isinstance(message, PartialReply):
-            self._answer(gateway, message)
+        if isinstance(message, PartialReply | Refusal):
+            if not self._pending.answer(gateway, message):
+                self._count_drop("no-post")
         else:
             self._streams.send(gateway, message)
 
-    def _answer(self, gateway: str, reply: PartialReply) -> None:
-        waiting = self._pending.pop((gateway, reply.partial_id), [])
-        if not waiting:
-            self._count_drop("no-post")
-        for future in waiting:
-            if not future.done():
-                future.set_result(reply)
-
     async def _post_partial(self, request: web.Request) -> web.Response:
-        partial = await self._message(request, Partial)
-        if self._waiting >= MAX_PENDING:
+        message = await self._message(request, (Partial, Bundle))
+        partial = self._only(message)
+        if self._pending.count >= MAX_PENDING:
             self._count("http_refused", "busy")
             raise _come_again(
                 web.HTTPTooManyRequests, f"{MAX_PENDING} partials are waiting already"
             )
-        key = (partial.gateway, partial.id)
-        future = asyncio.get_running_loop().create_future()
-        self._pending[key].append(future)
-        self._waiting += 1
+        gateway = message.gateway
         try:
-            self._deliver(names.gateway_peer(partial.gateway), partial)
-            # Half of the gateway's own timeout, so that it hears this answer and not silence.
-            async with asyncio.timeout(self._http.timeout_s / 2):
-                reply = await future
+            reply = await self._pending.wait(
+                gateway,
+                partial.id,
+                lambda: self._deliver(names.gateway_peer(gateway), message),
+                # Half of the gateway's own timeout, so that it hears this answer and not silence.
+                self._http.timeout_s / 2,
+            )
         except TimeoutError:
             self._count("http_refused", "slow")
             raise _come_again(
                 web.HTTPServiceUnavailable, "the aggregator did not decide in time"
             ) from None
-        finally:
-            self._waiting -= 1
-            self._forget(key, future)
+        if isinstance(reply, Refusal):
+            self._count("http_refused", reply.reason)
+            kind = _REFUSED.get(reply.reason, web.HTTPServiceUnavailable)
+            raise _come_again(kind, _REFUSED_WORDS[reply.reason], reply.retry_after_s)
         status = _REPLY_STATUS[reply.status]
         return web.Response(body=encode(reply), status=status, content_type=CONTENT_TYPE)
 
-    def _forget(self, key: tuple[str, str], future: asyncio.Future[PartialReply]) -> None:
-        if key in self._pending:
-            self._pending[key].remove(future)
-            if not self._pending[key]:
-                del self._pending[key]
+    def _only(self, message: Posted) -> Partial:
+        """Return the one partial of a post. Answers 400 for a bundle of more: each has its own answer."""
+        if isinstance(message, Partial):
+            return message
+        assert isinstance(message, Bundle)
+        if len(message.partials) > 1:
+            self._count("http_refused", "malformed")
+            text = f"a bundle of {len(message.partials)} partials, one belongs here\n"
+            raise web.HTTPBadRequest(text=text)
+        return message.partials[0]
 
     async def _post_fleet(self, request: web.Request) -> web.Response:
-        report = await self._message(request, FleetReport)
+        report = await self._message(request, (FleetReport,))
         self._deliver(names.gateway_peer(report.gateway), report)
         return web.Response(status=204)
 
@@ -201,7 +222,7 @@ class AggregatorServer:
         text = render_page(self._status())
         return web.Response(text=text, content_type="text/html", headers=_PAGE_HEADERS)
 
-    async def _message(self, request: web.Request, kind: type[Kind]) -> Kind:
+    async def _message(self, request: web.Request, kinds: tuple[type[Posted], ...]) -> Posted:
         """Return the body's message. Answers 400 for a bad one, 403 for another gateway's, 413."""
         data = await request.read()
         self.bytes_up += len(data)
@@ -210,9 +231,10 @@ class AggregatorServer:
         except PeerError as error:
             self._count("http_refused", error.reason)
             raise web.HTTPBadRequest(text=f"{error}\n") from error
-        if not isinstance(message, kind):
+        if not isinstance(message, kinds):
             self._count("http_refused", "malformed")
-            text = f"{type(message).__name__} does not belong here, {kind.__name__} does\n"
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            text = f"{type(message).__name__} does not belong here, {wanted} does\n"
             raise web.HTTPBadRequest(text=text)
         if request.query.get("gateway") != message.gateway:
             self._count("http_refused", "wrong-source")
@@ -236,5 +258,7 @@ def _subscription(request: web.Request) -> Subscribe:
         raise web.HTTPBadRequest(text=f"?gateway= and ?after= are needed: {error}\n") from error
 
 
-def _come_again(kind: type[web.HTTPException], text: str) -> web.HTTPException:
-    return kind(text=f"{text}\n", headers={"Retry-After": str(_RETRY_AFTER_S)})
+def _come_again(
+    kind: type[web.HTTPException], text: str, after_s: int = _RETRY_AFTER_S
+) -> web.HTTPException:
+    return kind(text=f"{text}\n", headers={"Retry-After": str(after_s)})

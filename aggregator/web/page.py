@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aggregator.status import NodeView, Status
 from aggregator.web import curve, words
+from aggregator.web.notices import account_words, holds, notices
 
 REFRESH_S = 5
 MAX_NODES = 200
@@ -64,6 +65,9 @@ def render_page(status: Status) -> str:
         refresh_s=REFRESH_S,
         value=value,
         sentence=words.sentence(status, value),
+        notices=notices(status),
+        account=account_words(status.account),
+        account_holds=holds(status.account),
         curve=curve.draw(values, status.target),
         nodes=nodes[:MAX_NODES],
         nodes_left_out=max(0, len(nodes) - MAX_NODES),

@@ -107,6 +107,9 @@ class Reassembler:
     def __len__(self) -> int:
         return len(self._incoming)
 
+    def __contains__(self, update_id: UpdateId) -> bool:
+        return update_id in self._incoming
+
     def put(self, chunk: Chunk, now_us: int) -> bytes | None:
         """Take a chunk; return the whole update when it was the last one missing.
 

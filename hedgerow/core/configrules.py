@@ -170,6 +170,11 @@ def _bounds(config: Config) -> Iterator[str]:
             f"gateway.flush_count: {gateway.flush_count} is never reached with gateway.held_updates"
             f" = {gateway.held_updates}"
         )
+    if config.island.enabled and config.island.buffer_size > gateway.held_updates:
+        yield (
+            f"island.buffer_size: {config.island.buffer_size} is never reached with"
+            f" gateway.held_updates = {gateway.held_updates}; lower it, or raise held_updates"
+        )
 
 
 def _stop(stop: StopConfig, kind: str, *, built_in: bool) -> Iterator[str]:

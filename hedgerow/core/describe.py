@@ -8,6 +8,7 @@ from hedgerow.core.config import (
     BrokerConfig,
     Config,
     DataConfig,
+    IslandConfig,
     PlanConfig,
     StalenessConfig,
     TrainingConfig,
@@ -59,6 +60,7 @@ def in_words(config: Config) -> list[str]:
             f" step {merge.learning_rate or 'by mean staleness'};"
             f" weights fall with staleness: {_staleness(config.staleness)}"
         ),
+        f"island: {_island(config.island)}",
         (
             f"end: {_goal(stop.metric, stop.target)}version {stop.max_versions}"
             f" or {stop.max_s:g} s, whichever is first"
@@ -157,6 +159,17 @@ def _staleness(staleness: StalenessConfig) -> str:
         "constant": "not at all",
     }[staleness.law]
     return f"{shape}; refused beyond {staleness.tau_max} versions"
+
+
+def _island(island: IslandConfig) -> str:
+    if not island.enabled:
+        return "none; a site that the aggregator cannot be reached from waits"
+    least = island.least_weight
+    return (
+        f"after {island.after_s:g} s without a way to the aggregator a site goes on by itself, merging"
+        f" every {island.buffer_size} updates, or after {island.deadline_s:g} s; what it came to is merged"
+        f" only approximately, with weight {least or 'that of the oldest update taken'} at least"
+    )
 
 
 def _goal(metric: str, target: float | None) -> str:

@@ -111,11 +111,15 @@ class Offer(_Message, frozen=True, kw_only=True, tag="offer"):
 
 
 class Receipt(Struct, frozen=True, array_like=True):
-    """What became of one update; `settled` and `rejected` are final."""
+    """What became of one update; `settled` and `rejected` are final.
+
+    `hash` is that of the content which is settled, 0 where it is not known.
+    """
 
     id: UpdateId
     status: ReceiptStatus
     reason: Word = ""
+    hash: Count = 0
 
 
 class Receipts(_Message, frozen=True, kw_only=True, tag="receipts"):
@@ -178,7 +182,8 @@ class GatewayState(_Message, frozen=True, kw_only=True, tag="gateway-state"):
 
     `hops` is how many peers lie between this gateway and the aggregator, 0 with an `uplink` of its own and
     NO_ROUTE without any way there. `load` is the share of its buffer that is full. `acting` is the term
-    under which it is the acting aggregator of an island, 0 when it is none.
+    under which it is the acting aggregator of an island, 0 when it is none; `served` the newest version of
+    the aggregator that it has whole, told only without a way there; -1 is none.
     """
 
     gateway: Identifier
@@ -187,8 +192,10 @@ class GatewayState(_Message, frozen=True, kw_only=True, tag="gateway-state"):
     nodes: Count = 0
     uplink: bool = False
     hops: Annotated[int, Meta(ge=0, le=255)] = 255
+    via: Word = ""
     load: Annotated[float, Meta(ge=0, le=1)] = 0.0
     acting: Count = 0
+    served: Annotated[int, Meta(ge=-1, lt=1 << 62)] = -1
 
 
 class UnitVersion(Struct, frozen=True, array_like=True):

@@ -7,6 +7,9 @@ AGGREGATOR = "aggregator"
 BROKER = "broker"
 """The peer that `LinkUp` and `LinkDown` of the MQTT link come from."""
 
+GATEWAYS, BLOBS = "gw", "blob"
+"""What the names of the peers begin with that gateways and units come from."""
+
 
 def node_peer(node: str) -> str:
     """Return the peer name of a node."""

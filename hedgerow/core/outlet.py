@@ -62,11 +62,13 @@ class Saves(Generic[R]):
         """Take the success of a job and return its rows, durable now."""
         return self._under_way.pop(job)
 
-    def failed(self, result: JobFailed) -> None:
-        """Take the failure of a job; its rows wait for `retry`."""
-        self._failed.append(self._under_way.pop(result.job))
+    def failed(self, result: JobFailed) -> tuple[R, ...]:
+        """Take the failure of a job and return its rows, which wait for `retry`."""
+        rows = self._under_way.pop(result.job)
+        self._failed.append(rows)
         self._outlet.record("save_failed", reason="disk", detail=result.detail)
         self._outlet.do(SetTimer(SAVE_TIMER, _SAVE_RETRY_US))
+        return rows
 
     def retry(self) -> None:
         """Try what failed again, oldest first."""

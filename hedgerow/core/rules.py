@@ -47,3 +47,4 @@ class Rules(Struct, frozen=True, kw_only=True):
     kappa_ref: float = 0.0
     server_learning_rate: Annotated[float, Meta(gt=0)] = 1.0
     count_max: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+    least_island_weight: Annotated[float, Meta(ge=0, le=1)] = 0.0

@@ -35,6 +35,13 @@ def next_life(newest_seen: int, restored: int) -> int:
     return life * LIFE_VERSIONS + restored % LIFE_VERSIONS + 1
 
 
+def begins_life(version: int, known: int) -> bool:
+    """Whether `version` is of a later life of the aggregator than `known`; an island's never is."""
+    if is_provisional(version):
+        return False
+    return version // LIFE_VERSIONS > max(known, 0) // LIFE_VERSIONS
+
+
 def supersedes(new: Descriptor, old: Descriptor) -> bool:
     """Whether `new` replaces `old` for whoever holds it; the same version anew does.
 

@@ -8,7 +8,7 @@ allowed beyond that by its own block, because Mosquitto applies patterns to ever
 from collections.abc import Iterable
 
 _NODE_WRITE = ("gw/+/up/%u", "node/%u/state")
-_NODE_READ = ("gw/+/state", "gw/+/plan/#", "blob/#", "to/%u/#")
+_NODE_READ = ("gw/+/state", "gw/+/plan/#", "blob/#", "to/%u/#", "node/%u/state")
 _GATEWAY_WRITE = ("gw/{gateway}/#", "gw/+/peer/{gateway}", "to/+/#", "blob/#")
 _GATEWAY_READ = (
     "gw/{gateway}/#",

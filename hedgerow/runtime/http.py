@@ -13,6 +13,7 @@ from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import (
     BlobPart,
     BlobsWanted,
+    Bundle,
     FleetReport,
     Message,
     Partial,
@@ -79,7 +80,9 @@ class AggregatorClient:
             raise ValueError(f"this link leads to the aggregator only, not to {peer!r}")
         match message:
             case Partial():
-                self._send_partial(message)
+                self._send_partial(message, message.id)
+            case Bundle():
+                self._send_partial(message, message.partials[0].id)
             case FleetReport():
                 self._send_report(message)
             case BlobsWanted():
@@ -105,21 +108,22 @@ class AggregatorClient:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _send_partial(self, partial: Partial) -> None:
+    def _send_partial(self, message: Partial | Bundle, partial_id: str) -> None:
+        """Post a partial of our own, or one of another gateway in a bundle by itself."""
         if self._partials >= MAX_PARTIALS:
             detail = f"{MAX_PARTIALS} partials are on their way already"
-            self._deliver(names.AGGREGATOR, Undelivered(partial, detail))
+            self._deliver(names.AGGREGATOR, Undelivered(message, detail))
             return
         self._partials += 1
-        self._start(self._post_partial(partial))
+        self._start(self._post_partial(message, partial_id))
 
-    async def _post_partial(self, partial: Partial) -> None:
+    async def _post_partial(self, message: Partial | Bundle, partial_id: str) -> None:
         answer: PartialReply | Undelivered
         try:
-            data = await self._post("/v1/partials", partial, _REPLY)
-            answer = _reply(data, partial)
+            data = await self._post("/v1/partials", message, _REPLY)
+            answer = _reply(data, partial_id)
         except FailedError as error:
-            answer = Undelivered(partial, str(error), error.retry_after_us)
+            answer = Undelivered(message, str(error), error.retry_after_us)
         finally:
             self._partials -= 1
         self._deliver(names.AGGREGATOR, answer)
@@ -206,11 +210,11 @@ class AggregatorClient:
         self._deliver(names.AGGREGATOR, message)
 
 
-def _reply(data: bytes, partial: Partial) -> PartialReply:
+def _reply(data: bytes, partial_id: str) -> PartialReply:
     try:
         reply = decode(data)
     except PeerError as error:
         raise FailedError(f"the aggregator's answer cannot be read: {error}") from error
-    if not isinstance(reply, PartialReply) or reply.partial_id != partial.id:
-        raise FailedError(f"the aggregator's answer is not one to partial {partial.id}")
+    if not isinstance(reply, PartialReply) or reply.partial_id != partial_id:
+        raise FailedError(f"the aggregator's answer is not one to partial {partial_id}")
     return reply

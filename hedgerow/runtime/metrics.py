@@ -30,6 +30,8 @@ _NOTABLE = frozenset(
         "version_stream_ended",
         "peer_fault",
         "save_failed",
+        "island_merged",
+        "partial_set_aside",
         "undelivered",
     }
 )
@@ -75,6 +77,15 @@ class Metrics:
             text = f"{name.replace('_', ' ').capitalize()}."
             self._gauges[name] = Gauge(f"hedgerow_{name}", text, registry=self._registry)
         self._gauges[name].set(value)
+
+    def gauges(self, name: str, label: str, values: Mapping[str, float]) -> None:
+        """Set the gauge `hedgerow_NAME` by the values of one label; former values that are not there go."""
+        if name not in self._gauges:
+            text = f"{name.replace('_', ' ').capitalize()}."
+            self._gauges[name] = Gauge(f"hedgerow_{name}", text, (label,), registry=self._registry)
+        self._gauges[name].clear()
+        for key, value in values.items():
+            self._gauges[name].labels(key).set(value)
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""

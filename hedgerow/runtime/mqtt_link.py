@@ -25,16 +25,19 @@ class Topics:
         self._role = role
         self._identity = identity
 
-    def own_filter(self) -> str:
-        """Return the filter of everything addressed to this process."""
+    def own_filters(self) -> tuple[str, ...]:
+        """Return the filters of everything addressed to this process."""
         if self._role == "node":
-            return f"{self.prefix}to/{self._identity}/+"
-        return f"{self.prefix}gw/{self._identity}/up/+"
+            return (f"{self.prefix}to/{self._identity}/+",)
+        own = f"{self.prefix}gw/{self._identity}"
+        return (f"{own}/up/+", f"{own}/peer/+")
 
     def send(self, peer: str, message: Any) -> str:
         """Return the topic of a message to `peer`."""
         if self._role == "node":
             return f"{self.prefix}{peer}/up/{self._identity}"
+        if peer.startswith(f"{names.GATEWAYS}/"):
+            return f"{self.prefix}{peer}/peer/{self._identity}"
         kind = "ack" if isinstance(message, Receipts) else "cmd"
         return f"{self.prefix}to/{names.peer_id(peer)}/{kind}"
 
@@ -51,6 +54,8 @@ class Topics:
         match topic.removeprefix(self.prefix).split("/"):
             case ["gw", _, "up", node]:
                 return names.node_peer(node)
+            case ["gw", _, "peer", gateway]:
+                return names.gateway_peer(gateway)
             case ["gw", gateway, "state"] | ["gw", gateway, "plan", _]:
                 return names.gateway_peer(gateway)
             case ["node", node, "state"]:
@@ -58,7 +63,7 @@ class Topics:
             case ["to", _, "ack" | "cmd"]:
                 return "gw"
             case ["blob", _, _, _]:
-                return "blob"
+                return names.BLOBS
         raise PeerError("malformed", f"no message belongs on topic {topic!r}")
 
 
@@ -93,7 +98,8 @@ class MqttLink:
             on_down=lambda _reason: deliver(names.BROKER, LinkDown()),
             record=record,
         )
-        self._session.subscribe(self._topics.own_filter())
+        for own in self._topics.own_filters():
+            self._session.subscribe(own)
 
     async def run(self) -> None:
         """Keep the session up until `close`."""

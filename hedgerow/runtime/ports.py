@@ -77,11 +77,3 @@ class NoChannels:
     def unfollow(self, channel: str) -> None:
         """Raise NotImplementedError."""
         raise NotImplementedError(f"this tier has no channel {channel}")
-
-
-class NoStore:
-    """The `Store` of a gateway, which keeps nothing: what it holds is in the nodes' outboxes, too."""
-
-    async def save(self, rows: tuple[Any, ...]) -> None:
-        """Raise RuntimeError: nothing asks for it."""
-        raise RuntimeError(f"a gateway saves nothing, got {rows}")

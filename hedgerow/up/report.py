@@ -181,10 +181,11 @@ def _verdict(report: Report) -> str:
 
 
 def _updates(report: Report) -> Table:
-    columns = ("node", "issued", "applied", "rejected", "expired", "in outbox")
+    columns = ("node", "issued", "applied", "rejected", "expired", "coalesced", "in outbox")
     table = Table(*columns, title="updates", title_justify="left")
     rows = [
-        (n.node, n.issued, n.applied, n.rejected, n.expired, n.outbox) for n in report.account.nodes
+        (n.node, n.issued, n.applied, n.rejected, n.expired, n.coalesced, n.outbox)
+        for n in report.account.nodes
     ]
     for row in rows[:_ROWS]:
         table.add_row(*(str(cell) for cell in row))

@@ -167,6 +167,7 @@ def fates(found: Sequence[StrategyResult]) -> list[tuple[str, int]]:
         "applied": "updates_applied",
         "rejected": "rejected",
         "expired": "expired",
+        "coalesced": "coalesced",
         "waiting": "waiting",
     }
     return [(name, sum(getattr(r, field) for r in found)) for name, field in fields.items()]

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sims.report import text
+from sims.report.sites import site_tables
 from sims.result import Report, StrategyResult
 
 Value = Callable[[StrategyResult, Report], float | None]
@@ -327,6 +328,7 @@ def as_table(reports: Report | Sequence[Report]) -> RenderableType:
         Text(title, style="bold"),
         _rich(several, learnt(head.metric, personal=has_personal(several))),
         _rich(several, COST),
+        *site_tables(several),
         Text(text.verdict(several)),
         _promises(several),
     )

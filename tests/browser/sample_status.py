@@ -1,5 +1,6 @@
 """A picture of a run in the middle of training, with some trouble."""
 
+from aggregator.account import Account
 from aggregator.status import CurvePoint, GatewayView, NodeView, PlanRow, PlanView, Status
 from hedgerow.core.messages import NodeState, NodeStateName
 
@@ -74,6 +75,16 @@ def sample() -> Status:
                 counters={"update_rejected:norm": 2, "lease_expired:silent": 5},
             ),
         ],
+        account=Account(
+            issued=60,
+            applied=46,
+            rejected=5,
+            expired=1,
+            coalesced=2,
+            outbox=6,
+            ledger_applied=48,
+            rejected_for={"stale": 3, "norm": 2},
+        ),
         plan=sample_plan(),
         nodes=[sample_node(n, state, 3.0 if n != 3 else 5_400.0) for n, state in enumerate(states)],
     )

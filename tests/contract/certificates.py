@@ -20,12 +20,12 @@ class Certificates:
 
 
 def issue(folder: Path) -> Certificates:
-    """Write an authority, a server for 127.0.0.1, three clients and one of another authority."""
+    """Write an authority, a server for 127.0.0.1, four clients and one of another authority."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     server = authority.issue_cert("127.0.0.1", "localhost")
     _write(server, folder, "server")
-    for name in ("node-1", "node-2", "gw-1"):
+    for name in ("node-1", "node-2", "gw-1", "gw-2"):
         _write(authority.issue_cert(f"{name}.test", common_name=name), folder, name)
     _write(trustme.CA().issue_cert("stranger.test", common_name="node-1"), folder, "stranger")
     return Certificates(

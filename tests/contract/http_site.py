@@ -9,9 +9,19 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from aggregator.refusal import Refusal
+from aggregator.status import Status
 from aggregator.web.api import AggregatorServer
 from hedgerow.core.config import HttpConfig
-from hedgerow.core.messages import Header, Partial, PartialReply, Receipt, Receipts, UpdateId
+from hedgerow.core.messages import (
+    Bundle,
+    Header,
+    Partial,
+    PartialReply,
+    Receipt,
+    Receipts,
+    UpdateId,
+)
 from hedgerow.core.units import digest
 from hedgerow.runtime.http import AggregatorClient
 from hedgerow.runtime.metrics import Metrics
@@ -65,6 +75,8 @@ class Site:
     inbox: Inbox = field(default_factory=Inbox)
     metrics: Metrics = field(default_factory=Metrics)
     ready: bool = True
+    degraded: str = ""
+    status: Status = field(default_factory=sample)
     verdict: str = "accepted"
     send: Callable[[str, Any], None] = field(init=False)
 
@@ -74,17 +86,15 @@ class Site:
 
 @asynccontextmanager
 async def running(http: HttpConfig, keepalive_s: float = 10.0) -> AsyncIterator[Site]:
-    """Serve; every partial is answered with the site's verdict, "" for silence."""
+    """Serve; every partial is answered with the site's verdict, "" for silence.
+
+    "busy", "disk" and "new-life" refuse it for seven seconds.
+    """
     site = Site(http)
 
     def answer(peer: str, message: Any) -> None:
-        if isinstance(message, Partial) and site.verdict:
-            settled = [Receipt(header.id, "settled") for header in message.headers]
-            reply = PartialReply(
-                partial_id=message.id,
-                status=msgspec.convert(site.verdict, Any),
-                receipts=settled,
-            )
+        if isinstance(message, Partial | Bundle) and site.verdict:
+            reply = _answer(message, site.verdict)
             asyncio.get_running_loop().call_soon(server.send, peer, reply)
 
     site.inbox = Inbox(answer)
@@ -92,9 +102,10 @@ async def running(http: HttpConfig, keepalive_s: float = 10.0) -> AsyncIterator[
         http,
         site.inbox.deliver,
         _blob,
-        sample,
+        lambda: site.status,
         site.metrics,
         lambda: site.ready,
+        degraded=lambda: site.degraded,
         keepalive_s=keepalive_s,
     )
     site.send = server.send
@@ -103,6 +114,14 @@ async def running(http: HttpConfig, keepalive_s: float = 10.0) -> AsyncIterator[
         yield site
     finally:
         await server.stop()
+
+
+def _answer(message: Partial | Bundle, verdict: Any) -> PartialReply | Refusal:
+    partial = message if isinstance(message, Partial) else message.partials[0]
+    if verdict in ("busy", "disk", "new-life"):
+        return Refusal(partial.id, verdict, 7)
+    settled = [Receipt(header.id, "settled") for header in partial.headers]
+    return PartialReply(partial_id=partial.id, status=verdict, receipts=settled)
 
 
 @asynccontextmanager

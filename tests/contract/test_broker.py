@@ -192,7 +192,7 @@ async def test_the_acl_lets_a_node_speak_only_for_itself(
             peer(broker.config, "gw-1", f"{root}/gw/gw-1/#") as gateway,
             # The same claimed id as node-1, which the certificate overrules.
             peer(node_2, "node-1", f"{root}/to/#") as other,
-            peer(node_1, "node-1", f"{root}/to/#") as node,
+            peer(node_1, "node-1", f"{root}/to/#", f"{root}/node/+/state") as node,
         ):
             await subscribed(gateway, gateway, f"{root}/gw/gw-1/metrics")
             own, foreign = f"{root}/gw/gw-1/up/node-1", f"{root}/gw/gw-1/up/node-2"
@@ -210,6 +210,10 @@ async def test_the_acl_lets_a_node_speak_only_for_itself(
             await other.until(lambda: bool(other.messages))
             assert node.payloads == [b"for 1"]
             assert other.payloads == [b"for 2"]
+            other.session.publish(f"{root}/node/node-2/state", b"of 2", retain=True)
+            node.session.publish(f"{root}/node/node-1/state", b"of 1", retain=True)
+            await node.until(lambda: b"of 1" in node.payloads)
+            assert b"of 2" not in node.payloads
             assert (node.ups, other.ups) == (1, 1)
             assert gateway.counts["mqtt_publish_refused"] == 0
 

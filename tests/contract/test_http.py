@@ -12,6 +12,7 @@ from hedgerow.core.effects import LinkDown, LinkUp, Undelivered
 from hedgerow.core.messages import (
     BlobPart,
     BlobsWanted,
+    Bundle,
     FleetReport,
     Partial,
     PartialReply,
@@ -50,6 +51,22 @@ async def test_a_partial_is_answered(verdict: str) -> None:
         assert site.inbox.items == [("gw/gw-1", partial())]
         assert client.bytes_up == len(encode(partial()))
         assert client.bytes_down == len(encode(reply))
+
+
+async def test_a_peers_partial_is_answered_to_who_hands_it_over_or_comes_back() -> None:
+    async with (
+        running(http_config()) as site,
+        connected(site.client_config()) as (client, inbox, _),
+    ):
+        carried = Bundle(gateway="gw-1", path=["gw-2", "gw-1"], partials=[partial(gateway="gw-2")])
+        client.send("aggregator", carried)
+        assert (await inbox.wait(PartialReply)).partial_id == "p1"
+        assert site.inbox.items == [("gw/gw-1", carried)]
+        site.verdict = "disk"
+        client.send("aggregator", carried)
+        lost = await inbox.wait(Undelivered)
+        assert lost.message == carried
+        assert lost.retry_after_us == 7_000_000
 
 
 @pytest.mark.parametrize(

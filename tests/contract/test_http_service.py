@@ -7,12 +7,14 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from hedgerow.core.codec import encode
+from hedgerow.core.codec import decode, encode
 from hedgerow.core.config import HttpConfig
 from hedgerow.core.effects import LinkDown, LinkUp, Undelivered
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.messages import (
+    Bundle,
     Partial,
     PartialReply,
     Subscribe,
@@ -85,6 +87,74 @@ async def test_status_health_and_counters_can_be_read() -> None:
                 assert response.status == 200
 
 
+async def test_the_conservation_law_can_be_read_as_gauges() -> None:
+    async with running(http_config()) as site, aiohttp.ClientSession() as session:
+        expected = ["reported_issued 60.0", "reported_coalesced 2.0", "ledger_applied 48.0"]
+        expected += ["nodes_contradicting_the_ledger 0.0", "restored_backup 0.0"]
+        expected += ['passed_on_rejected{reason="stale"} 3.0']
+        for line in expected:
+            assert f"hedgerow_{line}" in await _read(session, f"{site.url}/metrics")
+        account = replace(site.status.account, contradicted=["node-1"], rejected_for={"norm": 1})
+        site.status = replace(site.status, account=account, restored="restore")
+        text = await _read(session, f"{site.url}/metrics")
+        assert "hedgerow_nodes_contradicting_the_ledger 1.0" in text
+        assert "hedgerow_restored_backup 1.0" in text
+        assert 'reason="stale"' not in text
+        page = await _read(session, site.url)
+        assert "Restored: the aggregator was restored from a backup." in page
+        assert "node-1 hold more updates" in page
+
+
+async def _read(session: aiohttp.ClientSession, url: str) -> str:
+    async with session.get(url) as response:
+        return await response.text()
+
+
+async def test_a_full_disk_is_told_to_who_watches() -> None:
+    async with running(http_config()) as site, aiohttp.ClientSession() as session:
+        site.degraded = "disk full"
+        async with session.get(f"{site.url}/readyz") as response:
+            assert (response.status, await response.text()) == (503, "degraded: disk full\n")
+        async with session.get(f"{site.url}/healthz") as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("busy", 429), ("disk", 503), ("new-life", 503)])
+async def test_a_post_that_cannot_be_taken_now_is_told_when_to_come_again(
+    verdict: str, status: int
+) -> None:
+    async with running(http_config()) as site:
+        site.verdict = verdict
+        async with connected(site.client_config()) as (client, inbox, _):
+            for post in (partial(), bundle(partial(), "gw-1")):
+                client.send("aggregator", post)
+            for number in (1, 2):
+                lost = await inbox.wait(Undelivered, number)
+                assert f"HTTP {status}" in lost.detail
+                assert lost.retry_after_us == 7_000_000
+        assert site.metrics.counters()[f"http_refused:{verdict}"] == 2
+
+
+def bundle(*partials: Partial | str) -> Bundle:
+    """Return a bundle of these partials, handed over by the last."""
+    *told, gateway = partials
+    carried = [one for one in told if isinstance(one, Partial)]
+    assert isinstance(gateway, str)
+    return Bundle(gateway=gateway, path=[carried[0].gateway], partials=carried)
+
+
+async def test_a_peers_partial_is_answered_to_the_relay_that_posted_it() -> None:
+    async with running(http_config()) as site, aiohttp.ClientSession() as session:
+        carried = bundle(partial(gateway="gw-7"), "gw-2")
+        url = f"{site.url}/v1/partials?gateway=gw-2"
+        async with session.post(url, data=encode(carried)) as response:
+            assert response.status == 200
+            reply = decode(await response.read())
+        assert isinstance(reply, PartialReply)
+        assert reply.partial_id == "p1"
+        assert site.inbox.items == [("gw/gw-2", carried)]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
@@ -93,6 +163,13 @@ async def test_status_health_and_counters_can_be_read() -> None:
         ("/v1/partials?gateway=gw-1", encode(receipts(1)), 400, "Receipts does not belong here"),
         ("/v1/fleet?gateway=gw-1", encode(partial()), 400, "FleetReport does"),
         ("/v1/partials?gateway=gw-2", encode(partial()), 403, "sent as gw-1"),
+        ("/v1/partials?gateway=gw-1", encode(bundle(partial(), "gw-2")), 403, "sent as gw-2"),
+        (
+            "/v1/partials?gateway=gw-2",
+            encode(bundle(partial(), partial(2), "gw-2")),
+            400,
+            "a bundle of 2 partials",
+        ),
         ("/v1/partials", encode(partial()), 403, "sent as gw-1"),
         ("/v1/partials?gateway=gw-1", encode(partial(count=2000)), 413, ""),
     ],

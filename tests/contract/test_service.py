@@ -6,7 +6,7 @@ from typing import Any
 
 from hedgerow.core.effects import Effect
 from hedgerow.runtime.driver import Driver
-from hedgerow.runtime.ports import NoChannels, NoStore
+from hedgerow.runtime.ports import NoChannels
 from hedgerow.runtime.service import run_driver
 
 
@@ -23,6 +23,11 @@ class Idle:
 
 class Nowhere(NoChannels):
     def send(self, peer: str, message: Any) -> None: ...
+
+
+class NoStore:
+    async def save(self, rows: tuple[Any, ...]) -> None:
+        raise RuntimeError(f"nothing asks for it, got {rows}")
 
 
 class Silent:

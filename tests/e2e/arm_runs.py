@@ -13,7 +13,7 @@ from msgspec import to_builtins
 from aggregator.intake import read_partial
 from aggregator.ledger import Ledger
 from aggregator.lineage import Lineage
-from aggregator.merger import merging_of
+from aggregator.merger import step
 from aggregator.rows import LedgerRow
 from hedgerow.core.config import Config
 from hedgerow.core.messages import Descriptor
@@ -252,10 +252,11 @@ async def read_history(folder: Path, config: Config, manifest: Manifest, params:
         for descriptor in others:
             partials = await ledger.merge_inputs(descriptor.version)
             entries = [read_partial(partial, lineage) for partial in partials]
-            params, state = FTTE.apply(state, merging_of(params, entries, lineage))
+            params, state = step(FTTE, state, params, entries, lineage)
             if _digests(descriptor) != manifest.digests(params):
                 problems.append(f"C4: version {descriptor.version} is not the replay of its inputs")
             lineage.add(descriptor)
+            lineage.tally.add(descriptor.version, sum(len(p.headers) for p in partials))
     finally:
         await ledger.close()
     return History(snapshot.descriptors, snapshot.ledger, problems)

@@ -15,12 +15,14 @@ from hedgerow.core.effects import (
     Effect,
     Evaluate,
     Evaluated,
+    LinkDown,
     Save,
     Saved,
 )
 from hedgerow.core.messages import (
     Partial,
     PartialReply,
+    Subscribe,
     Update,
 )
 from tests.protocol.scenarios import (
@@ -43,7 +45,10 @@ def config_of(**sections: Any) -> Config:
 
 
 class Bench:
-    """An aggregator protocol and what it asked for by the last input."""
+    """An aggregator protocol and what it asked for by the last input.
+
+    Unless `heard` is False, a gateway has asked for versions and gone again: nothing is merged before.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,8 @@ class Bench:
         versions: int = 1,
         lineage: Lineage | None = None,
         costs: ModelCosts | None = None,
+        *,
+        heard: bool = True,
         **sections: Any,
     ) -> None:
         self.config = config_of(**sections)
@@ -65,6 +72,8 @@ class Bench:
         )
         self.count = 0
         self.start_effects = self.effects = self.do(lambda: self.aggregator.start(self.now_us))
+        if heard:
+            self.start_effects = self.start_effects + self.come_and_go()
 
     def do(self, call: Callable[[], None]) -> list[Effect]:
         call()
@@ -73,6 +82,11 @@ class Bench:
 
     def hear(self, message: Any, peer: str = "gw/gw-1") -> list[Effect]:
         return self.do(lambda: self.aggregator.receive(peer, message, self.now_us))
+
+    def come_and_go(self, gateway: str = "gw-1", after: int = 0) -> list[Effect]:
+        """Let a gateway ask for the versions after one; its stream then ends."""
+        effects = self.hear(Subscribe(gateway=gateway, after=after), f"gw/{gateway}")
+        return effects + self.hear(LinkDown(), f"gw/{gateway}")
 
     def timer(self, name: str) -> list[Effect]:
         return self.do(lambda: self.aggregator.timer_fired(name, self.now_us))

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.protocol import GatewayProtocol
+from gateway.rows import Spooled
 from hedgerow.core import names
 from hedgerow.core.chunks import chunk_blob
 from hedgerow.core.effects import (
@@ -16,6 +17,7 @@ from hedgerow.core.effects import (
 from hedgerow.core.messages import (
     BlobPart,
     Descriptor,
+    GatewayState,
     Partial,
     PartialReply,
     Receipt,
@@ -46,16 +48,28 @@ def blobs(version: int) -> list[BlobPart]:
 class Bench:
     """A gateway protocol and what it asked for by the last input."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(
+        self,
+        name: str = "gw-1",
+        *,
+        island: dict[str, Any] | None = None,
+        spooled: Spooled | None = None,
+        packet_bytes: int = 1 << 20,
+        **config: Any,
+    ) -> None:
         self.now_us = 1_000
+        made = make_config(gateway=config, island=island or {})
         self.gateway = GatewayProtocol(
-            "gw-1",
+            name,
             10,
-            make_config(gateway=config).gateway,
+            made.gateway,
             model=MODEL,
             chunk_bytes=CHUNK_BYTES,
+            packet_bytes=packet_bytes,
             rng=random.Random(1),
             meter=lambda: {"http_bytes_up": 5},
+            spooled=spooled or Spooled(),
+            island=made.island,
         )
         self.effects: list[Effect] = []
         self.do(lambda: self.gateway.start(self.now_us))
@@ -70,6 +84,12 @@ class Bench:
 
     def above(self, message: Any) -> list[Effect]:
         return self.hear(names.AGGREGATOR, message)
+
+    def peer(self, gateway: str, **state: Any) -> list[Effect]:
+        """Let another gateway announce itself: it has an uplink unless `state` says otherwise."""
+        fields = {"boot": 1, "state": "ready", "uplink": True, "hops": 0, **state}
+        word = msgspec.convert({"t": "gateway-state", "gateway": gateway, **fields}, GatewayState)
+        return self.hear(names.gateway_peer(gateway), word)
 
     def timer(self, name: str) -> list[Effect]:
         return self.do(lambda: self.gateway.timer_fired(name, self.now_us))

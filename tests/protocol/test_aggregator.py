@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from aggregator.refusal import Refusal
 from aggregator.rows import (
     AcceptPartial,
     CommitVersion,
@@ -117,7 +118,7 @@ def test_partials_that_contradict_themselves_or_the_model_are_rejected() -> None
     heavy = msgspec.structs.replace(good.sums[0], weight=good.sums[0].weight + 3)
     bad = {
         "wrong-model": spoiled(bench, model="other"),
-        "future-version": spoiled(bench, at_version=9),
+        "future-version": spoiled(bench, at_version=1 << 39),
         "unknown-plan": with_sums(good, plan_id="0" * 32),
         "shape": with_sums(good, total=b"1234"),
         "inconsistent": spoiled(bench, headers=[one, one]),
@@ -146,7 +147,7 @@ def test_raw_updates_are_checked_like_sums() -> None:
         "unknown-plan": make_update(1, plan_id=WHOLE.plan_id),
         "shape": make_update(1, payload=b"12"),
         "not-finite": make_update(1, scales=scales_of(float("inf"))),
-        "future-version": make_update(1, base=7),
+        "future-version": make_update(1, base=1 << 39),
     }
     for reason, update in cases.items():
         partial = msgspec.structs.replace(
@@ -184,7 +185,7 @@ def test_too_many_held_back_posts_are_left_to_be_posted_again(
     (save,) = saves(bench.hear(bench.partial(*updates(1))))
     for gateway in ("gw-2", "gw-3"):
         bench.hear(bench.partial(*updates(1), gateway=gateway), f"gw/{gateway}")
-    assert recorded(bench.effects, "partial_ignored")
+    assert sent(bench.effects, Refusal, "gw/gw-3") == [Refusal("gw-3-1-3", "busy", 5)]
     effects = bench.finish(save)
     assert [e.peer for e in effects if isinstance(e, Send)] == ["gw/gw-1", "gw/gw-2"]
 
@@ -270,12 +271,26 @@ def test_a_failed_save_is_tried_again_and_nothing_is_settled_meanwhile() -> None
     assert recorded(bench.finish(again), "update_settled")
 
 
-def test_a_failed_acceptance_is_tried_again_before_it_is_answered() -> None:
+def test_what_the_disk_does_not_take_is_refused_at_once_and_tried_again() -> None:
     bench = Bench()
-    (save,) = saves(bench.hear(bench.partial(*updates(1))))
-    bench.done(JobFailed(save.job, "disk full"))
+    partial = bench.partial(*updates(1))
+    (save,) = saves(bench.hear(partial))
+    bench.hear(bench.partial(*updates(1, 2), gateway="gw-2"), "gw/gw-2")
+    assert bench.aggregator.trouble == ""
+    effects = bench.done(JobFailed(save.job, "disk full"))
+    refused = [(e.peer, e.message.reason) for e in effects if isinstance(e, Send)]
+    assert refused == [("gw/gw-1", "disk"), ("gw/gw-2", "disk")]
+    assert bench.aggregator.trouble == "the disk refuses to write"
+    for post in (partial, bench.partial(*updates(1)), bench.partial(*updates(3))):
+        (refusal,) = sent(bench.hear(post), Refusal)
+        assert (refusal.reason, refusal.retry_after_s) == ("disk", 10)
+        assert saves(bench.effects) == []
     (again,) = saves(bench.timer("save"))
-    assert answers(bench.finish(again)) == [("accepted", [])]
+    assert again.rows == save.rows
+    assert answers(bench.finish(again)) == []
+    assert bench.aggregator.trouble == ""
+    assert answers(bench.hear(partial)) == [("known", [(1, "admitted", "")])]
+    assert saved_rows(bench.hear(bench.partial(*updates(3))), AcceptPartial)
 
 
 @pytest.mark.parametrize("law", ["exponential", "polynomial"])

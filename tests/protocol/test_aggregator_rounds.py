@@ -54,8 +54,8 @@ def bench_of(strategy: Strategy, snapshot: Snapshot | None = None, **sections: A
         snapshot, PLAN, bench.config, meter=dict, strategy=strategy
     )
     bench.lineage = bench.aggregator.lineage
-    bench.start_effects = bench.do(lambda: bench.aggregator.start(bench.now_us))
-    bench.hear(Subscribe(gateway="gw-1", after=0))
+    started = bench.do(lambda: bench.aggregator.start(bench.now_us))
+    bench.start_effects = started + bench.hear(Subscribe(gateway="gw-1", after=0))
     return bench
 
 

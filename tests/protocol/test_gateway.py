@@ -19,6 +19,7 @@ from hedgerow.core.messages import (
     Offer,
     Partial,
     Receipt,
+    Receipts,
     Update,
     UpdateId,
 )
@@ -66,8 +67,11 @@ def test_what_no_other_try_can_mend_is_rejected_for_ever(reason: str, update: Up
     final = [r for r in receipts(effects) if r.status == "rejected"]
     assert {r.reason for r in final} == {reason}
     assert recorded(effects, "update_rejected")
-    offered = bench.hear("node/node-1", Offer(ids=[update.id]))
-    assert [(r.status, r.reason) for r in receipts(offered)] == [("rejected", reason)]
+    offered = bench.hear("node/node-1", Offer(ids=[update.id], hashes=[update.hash]))
+    if reason in ("wrong-model", "unknown-plan"):  # said by a chunk: its content was not seen
+        assert sent(offered, BodiesWanted, "node/node-1")[0].ids == [update.id]
+    else:
+        assert [(r.status, r.reason) for r in receipts(offered)] == [("rejected", reason)]
 
 
 def test_a_body_that_is_not_the_announced_update_is_rejected() -> None:
@@ -163,6 +167,10 @@ def test_messages_that_no_node_sends_are_refused() -> None:
         bench.hear("node/node-1", settled(make_update()))
     with pytest.raises(PeerError, match="malformed"):
         bench.above(Offer(ids=[]))
+    with pytest.raises(PeerError, match="malformed"):
+        bench.hear("gw/gw-2", Offer(ids=[]))
+    with pytest.raises(PeerError, match="malformed"):
+        bench.hear("blob", Offer(ids=[]))
     with pytest.raises(RuntimeError):
         bench.do(lambda: bench.gateway.job_done(Saved(1), 0))
 
@@ -223,7 +231,13 @@ def test_it_reports_each_change_once_and_everything_to_who_may_have_forgotten() 
     bench = Bench().ready().expect("node-1", "node-2")
     (report,) = sent(bench.timer("report"), FleetReport, names.AGGREGATOR)
     assert [state.node for state in report.nodes] == ["node-1", "node-2"]
-    assert report.counters == {"http_bytes_up": 5, "held": 0, "leases": 2}
+    assert report.counters == {
+        "http_bytes_up": 5,
+        "held": 0,
+        "leases": 2,
+        "carried": 0,
+        "spooled": 0,
+    }
     assert announced(bench.effects, GatewayState)[0].nodes == 2
     (report,) = sent(bench.timer("report"), FleetReport)
     assert report.nodes == []
@@ -240,10 +254,70 @@ def test_a_repeat_is_known_by_its_receipt_as_long_as_that_is_remembered(
 ) -> None:
     monkeypatch.setattr("gateway.held._RECENT_RECEIPTS", 1)
     bench = Bench().ready().expect("node-9")
-    bench.above(settled(make_update(1), make_update(2)))
-    offered = bench.hear("node/node-1", Offer(ids=[make_update(1).id, make_update(2).id]))
+    updates = [make_update(seq) for seq in (1, 2, 3)]
+    for update in updates[:2]:
+        bench.update(update)
+    bench.above(settled(*updates))
+    ids, hashes = [u.id for u in updates], [u.hash for u in updates]
+    offered = bench.hear("node/node-1", Offer(ids=ids, hashes=hashes))
     assert [(r.id.seq, r.status) for r in receipts(offered)] == [(2, "settled")]
-    assert [i.seq for i in sent(offered, BodiesWanted)[0].ids] == [1]
+    assert [i.seq for i in sent(offered, BodiesWanted)[0].ids] == [1, 3], (
+        "the third was never here: it may be another update of that id"
+    )
+    unnamed = bench.hear("node/node-1", Offer(ids=ids))
+    assert receipts(unnamed) == []
+    assert len(sent(unnamed, BodiesWanted)[0].ids) == 3
+
+
+def test_another_update_of_a_held_id_is_a_fork() -> None:
+    bench = Bench().ready().expect("node-9")
+    first, other = make_update(1), make_update(1, value=0.125)
+    bench.update(first)
+    effects = bench.hear("node/node-1", Offer(ids=[other.id], hashes=[other.hash]))
+    assert receipts(effects) == [Receipt(other.id, "busy", "fork")], "the ledger has yet to choose"
+    assert recorded(effects, "fork_alarm")
+    same = bench.hear("node/node-1", Offer(ids=[first.id], hashes=[first.hash]))
+    assert receipts(same) == [Receipt(first.id, "admitted")]
+    (partial,) = sent(bench.timer("flush"), Partial)
+    assert partial.updates == [first]
+    bench.above(settled(first))
+    effects = bench.hear("node/node-1", Offer(ids=[other.id], hashes=[other.hash]))
+    assert receipts(effects) == [Receipt(other.id, "rejected", "fork")]
+
+
+def test_where_the_held_one_comes_to_nothing_the_other_one_is_welcome() -> None:
+    bench = Bench().ready().expect("node-9")
+    first, other = make_update(1), make_update(1, value=0.125)
+    bench.update(first)
+    bench.above(Receipts(receipts=[Receipt(first.id, "rejected", "stale")]))
+    effects = bench.hear("node/node-1", Offer(ids=[other.id], hashes=[other.hash]))
+    assert sent(effects, BodiesWanted)[0].ids == [other.id]
+    bench.update(other)
+    (partial,) = sent(bench.timer("flush"), Partial)
+    assert partial.updates == [other]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_fork_is_found_by_its_body_too(ended: bool) -> None:  # noqa: FBT001
+    bench = Bench().ready().expect("node-9")
+    first, other = make_update(1), make_update(1, value=0.125)
+    bench.update(first)
+    if ended:
+        bench.above(settled(first))
+    effects = bench.update(other)
+    assert receipts(effects) == []
+    *before, _last = chunks_of(other)
+    effects = [e for chunk in before for e in bench.hear("node/node-1", chunk)]
+    (told,) = receipts(effects)
+    assert (told.status, told.reason) == ("rejected" if ended else "busy", "fork")
+    assert recorded(effects, "fork_alarm")
+    (again,) = receipts(bench.update(first))
+    assert again.status == ("settled" if ended else "admitted")
+
+
+def test_an_offer_needs_as_many_hashes_as_ids() -> None:
+    with pytest.raises(PeerError, match="inconsistent"):
+        Bench().ready().hear("node/node-1", Offer(ids=[make_update().id], hashes=[1, 2]))
 
 
 def test_a_full_roster_makes_room_by_the_lost_only(monkeypatch: pytest.MonkeyPatch) -> None:

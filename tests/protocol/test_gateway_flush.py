@@ -21,6 +21,7 @@ from hedgerow.core.messages import (
     Update,
 )
 from hedgerow.core.partial import from_wire
+from hedgerow.core.versions import LIFE_VERSIONS
 from tests.protocol.gateway_bench import LINEAGE, Bench, receipts, settled
 from tests.protocol.scenarios import (
     PLAN,
@@ -272,6 +273,16 @@ def test_a_new_term_posts_again_what_was_accepted() -> None:
     )
     renewed = newest(LINEAGE, version=0, units=LINEAGE.descriptor(0).units, term=2)
     (again,) = sent(bench.above(renewed), Partial)
+    assert again.headers == partial.headers
+
+
+def test_a_new_life_posts_again_what_was_accepted_even_under_a_former_term() -> None:
+    bench = Bench(flush_count=1).ready()
+    partial = posted(bench, make_update())
+    bench.reply(partial, "accepted")
+    units = LINEAGE.descriptor(0).units
+    assert sent(bench.above(newest(LINEAGE, version=1, units=units)), Partial) == []
+    (again,) = sent(bench.above(newest(LINEAGE, version=LIFE_VERSIONS, units=units)), Partial)
     assert again.headers == partial.headers
 
 

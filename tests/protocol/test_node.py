@@ -79,13 +79,6 @@ def test_the_configured_home_wins_while_it_lives() -> None:
     assert Unfollow("gw/gw-1/plan/model") in effects
 
 
-def test_a_gateway_with_an_uplink_is_preferred() -> None:
-    bench = Bench().online("gw-1")
-    bench.hear("gw/gw-1", gateway_state("gw-1", uplink=False))
-    effects = bench.hear("gw/gw-2", gateway_state("gw-2"))
-    assert Follow("gw/gw-2/plan/model") in effects
-
-
 def test_it_rehomes_when_its_gateway_dies_and_offers_there_what_it_holds() -> None:
     bench, update_id = issued_one(home="gw-1")
     bench.hear("gw/gw-2", gateway_state("gw-2"))

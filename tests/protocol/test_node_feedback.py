@@ -109,7 +109,7 @@ def test_residuals_reach_the_disk_in_their_order() -> None:
     (again,) = saves(bench.timer("save"))
     assert again.rows == first.rows
     after = bench.done(Saved(again.job))
-    assert [row.seq for row in saved_rows(after, PutUpdate)] == [2]
+    assert [row.id.seq for row in saved_rows(after, PutUpdate)] == [2]
     assert saved_rows(after, KeepResidual)
 
 

@@ -42,7 +42,7 @@ def test_it_stores_an_update_before_it_sends_it() -> None:
     bench = Bench().online()
     (job,) = trains(bench.fetch(0))
     effects = bench.trained(job)
-    assert [(row.seq, row.base_version) for row in saved_rows(effects, PutUpdate)] == [(1, 0)]
+    assert [(row.id.seq, row.base_version) for row in saved_rows(effects, PutUpdate)] == [(1, 0)]
     assert not sent(effects, Chunk)
     assert not sent(effects, Offer)
     chunks = sent(bench.done(Saved(saves(effects)[0].job)), Chunk, "gw/gw-1")
@@ -94,7 +94,7 @@ def test_a_final_receipt_ends_an_update(status: Any, outcome: str) -> None:
     effects = bench.hear("gw", Receipts(receipts=[Receipt(update_id, status, "why")]))
     assert saves(effects) == [], "writing soon is soon enough: it would only be offered once more"
     assert timers(effects)["close"] == 5 * SECOND_US
-    assert saved_rows(bench.timer("close"), CloseUpdate) == [CloseUpdate(1, outcome, "why")]
+    assert saved_rows(bench.timer("close"), CloseUpdate) == [CloseUpdate(update_id, outcome, "why")]
     assert timers(effects)["presence"] == 2 * SECOND_US
     counters = announced(bench.timer("presence"), NodeState)[-1].counters
     assert (counters["issued"], counters[outcome], counters["outbox"]) == (1, 1, 0)
@@ -108,7 +108,7 @@ def test_what_ended_is_written_with_the_next_update() -> None:
     bench.hear("gw", Receipts(receipts=[Receipt(update_id, "settled")]))
     effects = bench.trained(job)
     (save,) = saves(effects)
-    assert save.rows == (CloseUpdate(1, "applied", ""), *saved_rows(effects, PutUpdate))
+    assert save.rows == (CloseUpdate(update_id, "applied"), *saved_rows(effects, PutUpdate))
     bench.done(JobFailed(save.job, "disk full"))
     (again,) = saves(bench.timer("save"))
     assert again.rows == save.rows
@@ -122,7 +122,9 @@ def test_all_that_ended_meanwhile_is_written_at_once() -> None:
     assert "close" in timers(bench.hear("gw", Receipts(receipts=[first])))
     assert "close" not in timers(bench.hear("gw", Receipts(receipts=others)))
     (save,) = saves(bench.timer("close"))
-    assert save.rows == tuple(CloseUpdate(seq, "applied", "") for seq in (1, 2, 3))
+    assert save.rows == tuple(
+        CloseUpdate(UpdateId("node-1", 7, seq), "applied") for seq in (1, 2, 3)
+    )
 
 
 @pytest.mark.parametrize("status", ["admitted", "busy"])
@@ -130,6 +132,7 @@ def test_any_other_receipt_keeps_it(status: Any) -> None:
     bench, update_id = issued_one()
     effects = bench.hear("gw", Receipts(receipts=[Receipt(update_id, status)]))
     assert saves(effects) == []
+    bench.now_us += 10 * SECOND_US
     assert sent(bench.timer("resend"), Offer)[0].ids == [update_id]
 
 
@@ -138,27 +141,6 @@ def test_a_receipt_of_another_epoch_or_node_is_not_its_own() -> None:
     strangers = [UpdateId("node-1", 8, 1), UpdateId("node-2", 7, 1)]
     effects = bench.hear("gw", Receipts(receipts=[Receipt(i, "settled") for i in strangers]))
     assert saves(effects) == []
-
-
-def test_when_full_only_what_was_never_offered_expires() -> None:
-    bench, _ = issued_one(offline_updates=3, outbox_updates=3)
-    (second,) = trains(bench.hear(names.BROKER, LinkDown()))
-    (third,) = trains(bench.issue(second))
-    effects = bench.issue(third)
-    assert saved_rows(effects, CloseUpdate) == [CloseUpdate(2, "expired", "outbox-full")]
-    assert len(trains(effects)) == 1
-
-
-def test_nothing_expires_before_its_room_is_needed() -> None:
-    bench, _ = issued_one(offline_updates=3, outbox_updates=2, sleep_s=5.0)
-    bench.hear(names.BROKER, LinkDown())
-    bench.now_us += 5 * SECOND_US
-    (second,) = trains(bench.timer("rest"))
-    effects = bench.issue(second)
-    assert saved_rows(effects, CloseUpdate) == []
-    assert trains(effects) == []
-    bench.now_us += 5 * SECOND_US
-    assert saved_rows(bench.timer("rest"), CloseUpdate)
 
 
 def test_when_full_of_offered_updates_training_pauses_until_there_is_room() -> None:

@@ -48,8 +48,10 @@ def fleet_config(
     gateways: int = 2,
     plan: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    island: Mapping[str, Any] | None = None,
 ) -> Config:
     return make_config(
+        island=island or {},
         plan=plan or {},
         fleet={"model": MODEL, "nodes": nodes, "gateways": gateways},
         broker={"chunk_bytes": CHUNK_BYTES},
@@ -221,12 +223,15 @@ class SmallFleet(Fleet):
         replay: bool = True,
         plan: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
+        island: Mapping[str, Any] | None = None,
     ) -> None:
         roam_every_s = 30.0 if brokers > 1 else 0.0
         devices = devices or [make_device(n, roam_every_s=roam_every_s) for n in range(6)]
         self.world = world = TinyWorld(seed)
         nodes = len(devices)
-        config = fleet_config(law, nodes=nodes, gateways=gateways, plan=plan, training=training)
+        config = fleet_config(
+            law, nodes=nodes, gateways=gateways, plan=plan, training=training, island=island
+        )
         blueprint = Blueprint(
             config=config,
             strategy=FTTE,

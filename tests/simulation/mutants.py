@@ -1,4 +1,4 @@
-"""Eight protocols that each break one rule, so that the checks can be seen to catch them.
+"""Protocols that each break one rule, so that the checks can be seen to catch them.
 
 A mutant is a set of `Parts`, or a change that no subclass can make, put on with pytest's monkeypatch.
 """
@@ -9,18 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import edge_node.outbox_state
 from aggregator.acceptance import Acceptance
 from aggregator.mergebuffer import MergeBuffer
 from aggregator.protocol import AggregatorProtocol
 from aggregator.rows import CommitVersion, Snapshot
+from edge_node.epochs import Epochs
 from edge_node.protocol import NodeProtocol
 from edge_node.rows import Books, PutUpdate
+from gateway.carrying import Carrier
 from hedgerow.core import names
 from hedgerow.core.effects import Effect, Save, Send
-from hedgerow.core.messages import Chunk, Receipt, Receipts, UpdateId
+from hedgerow.core.messages import Bundle, Chunk, Partial, Receipt, Receipts, UpdateId
 from sims.fleet import Parts
 from tests.simulation.oracle import KeptLedger, KeptNodeDisk
 
@@ -35,6 +39,8 @@ class Mutant:
     name: str
     parts: Parts = SOUND
     change: Callable[[pytest.MonkeyPatch], None] = lambda _: None
+    unseen: bool = False
+    """Whether only the oracle can catch it: it takes the bodies of all updates, or a node's whole disk."""
 
 
 def no_deduplication(patch: pytest.MonkeyPatch) -> None:
@@ -113,7 +119,7 @@ class CarelessNode(NodeProtocol):
         out = super().effects()
         gone = {e.message.id for e in out if isinstance(e, Send) and isinstance(e.message, Chunk)}
         receipts = [Receipt(update_id, "settled") for update_id in sorted(gone)]
-        rows = self._courier.take_receipts(Receipts(receipts=receipts))
+        rows = self._courier.take_receipts(Receipts(receipts=receipts), now_us=0)
         if rows:
             self._saves.save(*rows)
         return out + super().effects()
@@ -125,13 +131,45 @@ class AmnesicDisk(KeptNodeDisk):
     def write(self, rows: Sequence[Any]) -> None:
         for row in rows:
             if isinstance(row, PutUpdate):
-                self.kept.pop(row.seq, None)
-                self.closed.pop(row.seq, None)
+                self.kept.pop(row.id, None)
+                self.closed.pop(row.id, None)
         super().write(rows)
 
     def load(self) -> Books:
         books = super().load()
-        return dataclasses.replace(books, issued=max(books.outbox, default=0))
+        return dataclasses.replace(books, issued=max(books.outbox, default=0), found=False)
+
+
+def settled_by_the_relay(patch: pytest.MonkeyPatch) -> None:
+    """A relay calls settled what it has only taken over."""
+    take = Carrier.take
+
+    def take_and_settle(self: Carrier, peer: str, bundle: Bundle) -> None:
+        take(self, peer, bundle)
+        headers = [header for partial in bundle.partials for header in partial.headers]
+        receipts = [Receipt(header.id, "settled") for header in headers]
+        self._outlet.do(Send(peer, Receipts(receipts=receipts)))
+
+    patch.setattr(Carrier, "take", take_and_settle)
+
+
+def added_up_by_the_relay(patch: pytest.MonkeyPatch) -> None:
+    """A relay adds to the sums that it carries, and the headers say nothing of it."""
+    hold = Carrier._hold
+
+    def hold_twice(self: Carrier, partial: Partial, path: tuple[str, ...]) -> None:
+        doubled = [
+            replace(sums, total=(2 * np.frombuffer(sums.total, "<i4")).astype("<i4").tobytes())
+            for sums in partial.sums
+        ]
+        hold(self, replace(partial, sums=doubled), path)
+
+    patch.setattr(Carrier, "_hold", hold_twice)
+
+
+def epoch_kept(patch: pytest.MonkeyPatch) -> None:
+    """A node goes on in its epoch although its disk was put back, or another update has its id."""
+    patch.setattr(Epochs, "_renew", lambda self, _: self._be_certain())
 
 
 def _with(**changes: Any) -> Parts:
@@ -147,4 +185,7 @@ MUTANTS = [
     Mutant("deleted on the gateway's word", change=deleted_on_gateway_ack),
     Mutant("ledger not atomic", _with(ledger=SplitLedger)),
     Mutant("sequence without epoch", _with(node_disk=AmnesicDisk)),
+    Mutant("settled by the relay", change=settled_by_the_relay),
+    Mutant("added up by the relay", change=added_up_by_the_relay, unseen=True),
+    Mutant("epoch kept after a fork", change=epoch_kept, unseen=True),
 ]

@@ -3,6 +3,7 @@
 It shares no code with `sims.checks`, which watches rows and receipts as they pass.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from aggregator.rows import AcceptPartial, CommitVersion
 from edge_node.rows import CloseUpdate, PutUpdate
 from hedgerow.core.codec import decode
 from hedgerow.core.merge import MergeContext, merge
-from hedgerow.core.messages import Descriptor, Partial, Update, UpdateId
+from hedgerow.core.messages import Descriptor, Header, Partial, Update, UpdateId
 from hedgerow.core.partial import PartialAggregate, add, contribution, frame_for, from_wire
 from hedgerow.core.plan import Plan
 from hedgerow.core.quantize import decode_delta
@@ -22,6 +23,9 @@ from sims.checks import ViolationError
 from sims.disks import LedgerDisk, NodeDisk
 from sims.fleet import Fleet
 from tests.protocol.scenarios import MANIFEST, first_params
+
+Issued = dict[tuple[UpdateId, int], Update]
+"""All updates ever issued by id and content's hash: a disk that is put back may issue an id twice."""
 
 
 class OracleError(ViolationError):
@@ -33,11 +37,12 @@ class KeptNodeDisk(NodeDisk):
 
     def __init__(self, node: str, *, keep_bodies: bool = False) -> None:
         super().__init__(node, keep_bodies=keep_bodies)
-        self.closed: dict[int, CloseUpdate] = {}
+        self.closed: dict[UpdateId, CloseUpdate] = {}
+        self.forgotten: defaultdict[UpdateId, list[bytes]] = defaultdict(list)
 
     @property
-    def kept(self) -> dict[int, bytes]:
-        """The bodies of all updates ever issued."""
+    def kept(self) -> dict[UpdateId, bytes]:
+        """The bodies of all updates ever issued, but for those that the disk was made to forget."""
         assert self.bodies is not None
         return self.bodies
 
@@ -48,22 +53,38 @@ class KeptNodeDisk(NodeDisk):
 
     def _guard(self, row: Any) -> None:
         match row:
-            case PutUpdate(seq) if seq in self.kept:
-                raise OracleError(f"{self.node} issued {seq} twice")
-            case CloseUpdate(seq):
-                if seq in self.closed or seq not in self.kept:
-                    raise OracleError(f"{self.node} closed {seq} twice or too early")
-                self.closed[seq] = row
+            case PutUpdate(update_id) if update_id in self.kept:
+                raise OracleError(f"{self.node} issued {update_id} twice")
+            case CloseUpdate(update_id):
+                if update_id in self.closed or update_id not in self.kept:
+                    raise OracleError(f"{self.node} closed {update_id} twice or too early")
+                self.closed[update_id] = row
+
+    def put_back(self, image: dict[str, Any]) -> None:
+        super().put_back(image)
+        for update_id in [i for i in self.kept if i.seq > self.issued_in[i.epoch]]:
+            self.forgotten[update_id].append(self.kept.pop(update_id))
+            self.closed.pop(update_id, None)
+        for update_id in self.outbox:
+            self.closed.pop(update_id, None)
+
+    def has_forgotten(self, header: Header) -> bool:
+        """Whether a header is of an update that the disk was made to forget, not of its twin."""
+        if header.id not in self.forgotten:
+            return False
+        end, body = self.closed.get(header.id), self.kept.get(header.id)
+        if end is not None and end.outcome in ("expired", "coalesced"):
+            # A twin that was never offered may be dropped, although it is the same update to the bit.
+            return True
+        return body is None or _update(body).hash != header.hash
 
     def ids(self, outcome: str) -> set[UpdateId]:
         """Return the updates that ended so; "" stands for those still held, "any" for all issued."""
         if outcome == "any":
-            seqs = set(self.kept)
-        elif outcome == "":
-            seqs = set(self.outbox)
-        else:
-            seqs = {seq for seq, row in self.closed.items() if row.outcome == outcome}
-        return {UpdateId(self.node, self.epoch, seq) for seq in seqs}
+            return set(self.kept)
+        if outcome == "":
+            return set(self.outbox)
+        return {i for i, row in self.closed.items() if row.outcome == outcome}
 
 
 class KeptLedger(LedgerDisk):
@@ -118,24 +139,28 @@ def check(fleet: Fleet) -> None:
     disks, ledger = node_disks(fleet), ledger_of(fleet)
     for disk in disks:
         check_books(disk, ledger)
-    issued = {i for disk in disks for i in disk.ids("any")}
+    issued = {i for disk in disks for i in (*disk.ids("any"), *disk.forgotten)}
     invented = ledger.ledger.keys() - issued
     if invented:
         raise OracleError(f"C3: {sorted(invented)} were never issued")
 
 
 def check_books(disk: KeptNodeDisk, ledger: KeptLedger) -> None:
-    """Issued = applied + rejected + expired + (outbox minus what the ledger holds)."""
-    applied = {i for i in ledger.ledger if i.node == disk.node}
+    """Issued = applied + rejected + expired + coalesced + (outbox minus what the ledger holds)."""
+    rows = [row.header for row in ledger.ledger.values() if row.header.id.node == disk.node]
+    applied = {header.id for header in rows if not disk.has_forgotten(header)}
     believed = disk.ids("applied")
     if believed - applied:
         raise OracleError(f"C2: {sorted(believed - applied)} settled but not in the ledger")
-    refused = disk.ids("rejected") | disk.ids("expired")
+    refused = disk.ids("rejected") | disk.ids("expired") | disk.ids("coalesced")
     if refused & applied:
         raise OracleError(f"C6: {sorted(refused & applied)} refused, yet in the ledger")
     waiting = disk.ids("") - applied
     if len(disk.ids("any")) != len(applied) + len(refused) + len(waiting):
         raise OracleError(f"the books of {disk.node} do not balance")
+    forked = [i for i, row in disk.closed.items() if row.reason == "fork" and i.epoch == disk.epoch]
+    if forked:
+        raise OracleError(f"C3: {disk.node} goes on in an epoch of which others issued {forked}")
     silent = [row for row in disk.closed.values() if row.outcome == "rejected" and not row.reason]
     if silent:
         raise OracleError(f"C6: {silent} without a reason")
@@ -147,24 +172,50 @@ def check_replay(fleet: Fleet) -> None:
     descriptors = {version: entry[0] for version, entry in ledger.history.items()}
     plans = plans_of(ledger)
     params = first_params()
-    for version in range(1, ledger.version + 1):
-        before = descriptors[version - 1]
+    for version in sorted(ledger.history)[1:]:
+        before = descriptors[descriptors[version].parent]
         context = MergeContext(
             manifest=MANIFEST,
-            version=version - 1,
+            version=before.version,
             law=before.rules.staleness,
             plans=plans,
             rules=lambda v: descriptors[v].rules,
             learning_rate=before.rules.server_learning_rate,
         )
-        parts = [sums_of(partial, ledger, bodies) for partial in ledger.inputs[version]]
-        params, _ = merge(params, add(*parts), context)
+        inputs = ledger.inputs[version]
+        if inputs and inputs[0].island is not None:
+            params = _with_island(params, fleet, inputs[0], before)
+        else:
+            parts = [sums_of(partial, ledger, bodies) for partial in inputs]
+            params, _ = merge(params, add(*parts), context)
         descriptor, stored = ledger.history[version]
         if params.tobytes() != stored.tobytes():
             raise OracleError(f"C4: version {version} is not the replay of its inputs")
         digests = {name: unit.digest for name, unit in descriptor.units.items()}
         if digests != MANIFEST.digests(params, descriptor.downlink):
             raise OracleError(f"C4: version {version} is described wrongly")
+
+
+def _with_island(params: Vector, fleet: Fleet, partial: Partial, before: Descriptor) -> Vector:
+    """Return the parameters of version `before` with an island's contribution, shape (P,)."""
+    island, law = partial.island, before.rules.staleness
+    assert island is not None
+    ledger = ledger_of(fleet)
+    age = min(before.version - island.base_version, law.tau_max)
+    weight = max(law.weight(age), before.rules.least_island_weight)
+    cloud = sum(
+        island.base_version < row.version <= before.version for row in ledger.ledger.values()
+    )
+    own = np.frombuffer(island.delta, "<f4").astype(np.float64)
+    length = float(np.sqrt(np.dot(own, own)))
+    bound = before.rules.clip_norm * island.merges
+    clip = 1.0 if length <= bound else bound / length
+    factor = weight * (len(partial.headers) / (len(partial.headers) + cloud)) * clip
+    out = params.copy()
+    plan = plans_of(ledger)[island.plan_id]
+    for name, where in plan.slices.items():
+        out[MANIFEST.slices[name]] += (factor * own[where]).astype(np.float32)
+    return out
 
 
 def check_ledger_rows(fleet: Fleet) -> None:
@@ -180,25 +231,29 @@ def check_ledger_rows(fleet: Fleet) -> None:
         raise OracleError("C4: the ledger is not what the merged partials name")
 
 
-def _issued(fleet: Fleet) -> dict[UpdateId, Update]:
-    out: dict[UpdateId, Update] = {}
-    for disk in node_disks(fleet):
-        for body in disk.kept.values():
-            update = decode(body)
-            assert isinstance(update, Update)
-            out[update.id] = update
-    return out
+def _issued(fleet: Fleet) -> Issued:
+    updates = (
+        _update(body)
+        for disk in node_disks(fleet)
+        for bodies in ([*disk.kept.values()], *disk.forgotten.values())
+        for body in bodies
+    )
+    return {(update.id, update.hash): update for update in updates}
 
 
-def sums_of(
-    partial: Partial, ledger: KeptLedger, bodies: dict[UpdateId, Update]
-) -> PartialAggregate:
+def _update(body: bytes) -> Update:
+    update = decode(body)
+    assert isinstance(update, Update)
+    return update
+
+
+def sums_of(partial: Partial, ledger: KeptLedger, bodies: Issued) -> PartialAggregate:
     """Return a partial's sums, which must be those of the updates that its headers name."""
     parts, plans = [], plans_of(ledger)
     newest = ledger.history[partial.at_version][0].rules
     for header in partial.headers:
-        update = bodies[header.id]
-        if replace(header, plan_id="") != update.header:
+        update = bodies.get((header.id, header.hash))
+        if update is None or replace(header, plan_id="") != update.header:
             raise OracleError(f"C3: {partial.id} alters the header of {header.id}")
         based_on = ledger.history[header.base_version][0]
         if update.plan_id not in {based_on.plan_id, *based_on.nested}:
@@ -209,7 +264,7 @@ def sums_of(
     flat = add(*parts)
     if partial.sums:
         _compare(partial, flat, plans)
-    elif [bodies[update.id] for update in partial.updates] != partial.updates:
+    elif [bodies.get((update.id, update.hash)) for update in partial.updates] != partial.updates:
         raise OracleError(f"C3: {partial.id} carries altered updates")
     return flat
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.simulation.test_conservation import make_fleet, weather_the_storm
+from tests.simulation.trials import make_fleet, weather_the_storm
 
 
 def main() -> None:

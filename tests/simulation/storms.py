@@ -2,7 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -17,6 +18,8 @@ from tests.simulation.fleets import SmallFleet, fair_link
 LOSS, REPEAT, REORDER_US, SLOWEST_US = 0.08, 0.08, 300_000, 150_000
 SAVE_FAILURES = 0.02
 LONGEST_FAULT_US = 15 * SECOND_US
+SIEGE_US = 20 * SECOND_US
+"""So long one gateway's line to the aggregator is cut, while its nodes go on: its peers have to help."""
 RATES = {
     "node": 6,
     "gateway": 3,
@@ -29,6 +32,8 @@ RATES = {
     "hold": 2,
     "broker": 1,
     "outage": 1,
+    "siege": 2,
+    "put back": 2,
 }
 
 
@@ -36,12 +41,20 @@ class Storms:
     """Strikes one fleet; the first three strikes hit one process of each tier.
 
     `watch` is called every second of a storm. `crashes` counts processes that were alive and killed,
-    `struck` all strikes by their kind.
+    `struck` all strikes by their kind. Kinds that are `spared` do not happen.
     """
 
-    def __init__(self, fleet: SmallFleet, watch: Callable[[SmallFleet], None]) -> None:
+    def __init__(
+        self,
+        fleet: SmallFleet,
+        watch: Callable[[SmallFleet], None],
+        *,
+        spared: Collection[str] = (),
+    ) -> None:
         self.crashes: Counter[str] = Counter()
         self.struck: Counter[str] = Counter()
+        self._put_backs: Counter[str] = Counter()
+        self._rates = {kind: rate for kind, rate in RATES.items() if kind not in spared}
         self._fleet = fleet
         self._loop = fleet.loop
         self._watch = watch
@@ -69,7 +82,7 @@ class Storms:
 
     def calm(self) -> None:
         """Let the last faults pass; every one of them ends by itself."""
-        self._fleet.run(LONGEST_FAULT_US / SECOND_US)
+        self._fleet.run(max(LONGEST_FAULT_US, SIEGE_US) / SECOND_US)
         self._weather(fair_link)
         self._fleet.save_failure_rate = 0.0
 
@@ -86,7 +99,7 @@ class Storms:
         return link
 
     def _strike(self) -> None:
-        kind = self._random.choices(list(RATES), list(RATES.values()))[0]
+        kind = self._random.choices(list(self._rates), list(self._rates.values()))[0]
         if self._certain:
             kind = self._certain.pop()
         self.struck[kind] += 1
@@ -112,7 +125,7 @@ class Storms:
             faults.crash(None, for_us)
 
     def _disturb(self, kind: str, for_us: int) -> None:
-        """Strike a link or a line."""
+        """Strike a link, a line or a disk."""
         fleet, faults, chance = self._fleet, self._faults, self._random
         gateway, anyone = chance.choice(fleet.gateways), chance.choice(self._hosts)
         match kind:
@@ -128,6 +141,12 @@ class Storms:
                 fleet.uplinks.break_line(gateway.line)
             case "hold":
                 faults.hold(anyone, for_us)
+            case "siege":
+                faults.partition(gateway, SIEGE_US - for_us)
+            case "put back":
+                node = chance.choice(fleet.nodes)
+                image, life = node.disk.image(), self._put_backs[node.disk.node]
+                self._loop.after_us(for_us, lambda: self._put_back(node, image, life))
 
     def _crash_node(self, node: NodeHost, for_us: int) -> None:
         """A node that starts again may find itself bound to another gateway."""
@@ -136,6 +155,15 @@ class Storms:
             home = self._random.choice(["", "", "gw-1", "gw-2"])
             node.node_config = replace(node.node_config, home=home)
         self._faults.crash(node, for_us)
+
+    def _put_back(self, node: NodeHost, image: dict[str, Any], life: int) -> None:
+        """A node starts again from an older copy of its disk, made since the last time this happened."""
+        if self._put_backs[node.disk.node] != life:
+            return
+        self._put_backs[node.disk.node] += 1
+        self._faults.crash(node, SECOND_US)
+        node.disk.put_back(image)
+        self._fleet.watch.put_back(node.disk)
 
     def _half_open(self, host: NodeHost | GatewayHost, for_us: int) -> None:
         """Break a link; its process notices after a while, and connects again after a longer one."""

@@ -6,12 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from aggregator.refusal import Refusal
 from hedgerow.core import names
 from hedgerow.core.codec import encode
 from hedgerow.core.effects import LinkDown, LinkUp, Undelivered
 from hedgerow.core.messages import (
     BlobPart,
     BlobsWanted,
+    Bundle,
     Partial,
     PartialReply,
     Receipt,
@@ -97,6 +99,18 @@ def test_a_post_and_its_answer_arrive(way: Way) -> None:
     way.settle()
     assert way.arrived(way.down) == [reply()]
     assert way.heard == [(names.AGGREGATOR, "gw/gw-1")]
+
+
+def test_a_peers_partial_is_posted_in_a_bundle_and_may_be_refused(way: Way) -> None:
+    bundle = Bundle(gateway="gw-1", path=["gw-2", "gw-1"], partials=[partial()])
+    way.send(bundle)
+    way.settle(1)
+    assert way.arrived(way.up) == [bundle]
+    way.answer(Refusal(partial().id, "disk", 10))
+    way.answer(Refusal(partial().id, "disk", 10))
+    way.settle()
+    assert way.arrived(way.down) == [Undelivered(bundle, "disk", 10 * SECOND_US)]
+    assert way.uplinks.seen["refused disk"] == 2
 
 
 def test_a_second_answer_to_a_post_is_dropped(way: Way) -> None:

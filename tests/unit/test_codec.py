@@ -397,5 +397,5 @@ def test_the_wire_format_is_plain_messagepack() -> None:
         "metrics": {},
     }
     receipts = Receipts(receipts=[Receipt(UpdateId("n1", 7, 3), "rejected", "norm")], version=2)
-    assert msgpack.unpackb(encode(receipts))["receipts"] == [[["n1", 7, 3], "rejected", "norm"]]
+    assert msgpack.unpackb(encode(receipts))["receipts"] == [[["n1", 7, 3], "rejected", "norm", 0]]
     assert msgspec.msgpack.decode(encode(STATE))["v"] == 1

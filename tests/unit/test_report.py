@@ -10,7 +10,8 @@ from rich.console import Console
 
 from aggregator.status import CurvePoint, GatewayView, NodeView, Status
 from hedgerow.core.messages import NodeState
-from hedgerow.up.law import Account, NodeAccount
+from hedgerow.custody.law import NodeAccount
+from hedgerow.up.law import Account
 from hedgerow.up.picture import Picture, evenly_by_bytes, in_bytes, sparkline
 from hedgerow.up.plot import write_plot
 from hedgerow.up.poll import History, Meter, Point, Traffic
