@@ -172,7 +172,8 @@ class Courier:
         """
         only = set(wanted.missing) if isinstance(wanted, ChunksWanted) else None
         ids = [wanted.id] if isinstance(wanted, ChunksWanted) else wanted.ids
-        held = [update_id for update_id in ids if self.outbox.body(update_id) is not None]
+        # One that is named twice must not end twice.
+        held = [i for i in dict.fromkeys(ids) if self.outbox.body(i) is not None]
         if not self.peer:
             return []
         lost = [update_id for update_id in held if not self._send_body(update_id, only)]

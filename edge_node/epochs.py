@@ -83,9 +83,9 @@ class Epochs:
         else:
             self._be_certain()
 
-    def give_up(self) -> None:
-        """No answer came."""
-        if not self.certain:
+    def give_up(self, *, online: bool) -> None:
+        """No answer came; offline none could, and the next link asks again."""
+        if online and not self.certain:
             self._be_certain()
 
     def take_receipts(self, receipts: Iterable[Receipt]) -> None:

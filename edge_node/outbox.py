@@ -93,7 +93,8 @@ class Outbox:
                 _write(connection, (NewEpoch(drawn, ended),))
             return found and not ended, ended if found else ""
 
-        found, ended = await self._database.transact(begin)
+        # A node must start on a full disk, too: how else would it ever be emptied.
+        found, ended = await self._database.transact(begin, grows=False)
         books = await self._database.read(_read_books)
         return replace(books, found=found, ended=ended, fresh_epoch=fresh)
 

@@ -155,7 +155,7 @@ class NodeProtocol:
             case fetcher.FETCH_TIMER:
                 self._fetcher.ask(self._courier.peer)
             case epochs.CERTAINTY_TIMER:
-                self._epochs.give_up()
+                self._epochs.give_up(online=self._courier.online)
             case presence.PRESENCE_TIMER:
                 self._presence.timer_fired(self._replica.version)
             case closing.CLOSE_TIMER:
@@ -209,7 +209,8 @@ class NodeProtocol:
     def _consider(self, now_us: int) -> None:
         """Rest, fetch or train, whichever is next and has nothing in its way."""
         awaited = self._epochs.awaited(online=self._courier.online)
-        if self._trainings.ended and not awaited:
+        # Numbers come to the disk in their order: a gap there means that something was lost.
+        if self._trainings.ended and not awaited and not self._closing.saving:
             self._trainings.finish(now_us)
             self._tests.begin(self._replica)
         busy = self._trainings.busy or self._prober.busy or self._tests.busy

@@ -29,4 +29,6 @@ class Rest:
     def timer_fired(self) -> None:
         """The node's own rest is over; it may have become longer meanwhile."""
         self._turns.rested()
-        self._presence.state = "ready"
+        # It may also have been cut short, and a training begun meanwhile.
+        if self._presence.state == "sleeping":
+            self._presence.state = "ready"

@@ -156,7 +156,8 @@ class NodeDisk:
 
     def _put(self, row: PutUpdate) -> None:
         self.outbox[row.id] = row.body
-        self.issued_in[row.id.epoch] += 1
+        # A crash may leave a number out: one whose save failed while the next one's did not.
+        self.issued_in[row.id.epoch] = max(self.issued_in[row.id.epoch], row.id.seq)
         lane = is_provisional(row.base_version)
         self.newest[lane] = max(self.newest[lane], row.base_version)
         if self.bodies is not None:

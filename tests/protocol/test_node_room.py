@@ -98,6 +98,17 @@ def test_a_sum_that_cannot_be_saved_ends_nothing_on_the_disk() -> None:
     assert again.rows == save.rows
 
 
+def test_no_number_comes_to_the_disk_before_that_of_a_sum_below_it() -> None:
+    bench, job = alone(4)
+    effects = bench.issue(job)
+    (save,), (job,) = saves(effects), trains(effects)
+    assert saves(bench.trained(job)) == []
+    bench.done(JobFailed(save.job, "input/output error"))
+    (again,) = saves(bench.timer("save"))
+    (last,) = saves(bench.done(Saved(again.job)))
+    assert [row.id.seq for row in (*again.rows, *last.rows) if isinstance(row, PutUpdate)] == [5, 6]
+
+
 def test_one_update_alone_expires() -> None:
     bench, job = alone(2)
     effects = bench.issue(job)
@@ -268,6 +279,11 @@ def test_a_busy_gateway_makes_a_node_rest_and_offer_later() -> None:
     effects = bench.timer("resend")
     assert sent(effects, Offer)
     assert trains(effects)
+    # The timer of the rest that was cut short says nothing of the training.
+    bench.timer("rest")
+    bench.timer("presence")
+    bench.hear(names.BROKER, LinkUp())
+    assert {state.state for state in announced(bench.effects, NodeState)} == {"training"}
 
 
 def test_an_update_s_own_fault_is_no_pressure() -> None:
