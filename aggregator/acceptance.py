@@ -63,7 +63,7 @@ class Acceptance:
         post = _Post(partial, owner)
         if self._buffer.is_accepting(partial.id):
             self._ask_again(post)
-        elif any(self._buffer.is_accepting_update(header.id) for header in partial.headers):
+        elif self._buffer.is_accepting_any(partial.headers):
             self._defer(post)
         else:
             self._decide(post)
@@ -72,6 +72,10 @@ class Acceptance:
         """Answer a post that no other try can mend."""
         self._outlet.record("partial_rejected", reason=error.reason, detail=error.detail)
         self._reply(_Post(partial, owner), "rejected", reason=error.reason)
+
+    def put_off(self, partial: Partial, owner: str) -> None:
+        """Answer a post that must wait for a new life of version numbers."""
+        self._refuse(_Post(partial, owner), "new-life")
 
     def durable(self, partial: Partial) -> None:
         """An accepted partial is on disk: answer it, and what waited to learn its fate."""
@@ -118,7 +122,7 @@ class Acceptance:
         if receipts:
             whole = len(receipts) == len(partial.headers)
             self._reply(post, "known" if whole else "overlap", receipts)
-        elif partial.island is None and self._is_ahead(partial):
+        elif partial.island is None and self._lineage.is_lost(partial.at_version):
             self._refuse(post, "new-life")
         elif self._stuck:
             self._refuse(post, "disk")
@@ -168,13 +172,6 @@ class Acceptance:
                 "inconsistent", f"partial id {partial.id} is not a fresh one of its own"
             )
 
-    def _is_ahead(self, partial: Partial) -> bool:
-        """Whether a partial was summed at a version that only a lost ledger knew."""
-        version = partial.at_version
-        if self._lineage.knows(version):
-            return False
-        return version > self._lineage.version or self._lineage.is_lost(version)
-
     def _fate(self, header: Header, post: _Post) -> Receipt | None:
         """Return the receipt of an update that must not be summed (again), None for a welcome one."""
         known = self._buffer.receipt(header, post.owner)
@@ -185,25 +182,11 @@ class Acceptance:
         # An update of our own versions that was too old by itself must stay so in an island's contribution,
         # or one that was called stale would still be applied.
         in_island = post.partial.island is not None and is_provisional(header.base_version)
-        reason = "" if in_island else self._unusable(header.base_version)
+        reason = "" if in_island else _unusable(header.base_version, self._lineage)
         if not reason:
             return None
         self._outlet.record("update_rejected", reason=reason, **_named(header))
         return Receipt(header.id, "rejected", reason)
-
-    def _unusable(self, base: int) -> str:
-        """Return why no update of a base version can be merged, "" where one can.
-
-        What is not known here belongs to a history that is gone, or to an island that ended: no other try
-        can help.
-        """
-        lineage = self._lineage
-        is_old = lineage.version - base > lineage.current.rules.staleness.tau_max
-        if lineage.knows(base):
-            return "stale" if is_old else ""
-        if not is_old or is_provisional(base) or lineage.is_lost(base):
-            return "unknown-version"
-        return "stale"
 
     def _refuse(self, post: _Post, reason: RefusalReason) -> None:
         self._outlet.record("partial_refused", reason=reason)
@@ -222,6 +205,20 @@ class Acceptance:
             partial_id=post.partial.id, status=status, receipts=receipts or [], reason=reason
         )
         self._outlet.do(Send(names.gateway_peer(post.owner), reply))
+
+
+def _unusable(base: int, lineage: Lineage) -> str:
+    """Return why no update of a base version can be merged, "" where one can.
+
+    What is not known here belongs to a history that is gone, or to an island that ended: no other try
+    can help.
+    """
+    is_old = lineage.version - base > lineage.current.rules.staleness.tau_max
+    if lineage.knows(base):
+        return "stale" if is_old else ""
+    if not is_old or is_provisional(base) or lineage.is_lost(base):
+        return "unknown-version"
+    return "stale"
 
 
 def _named(header: Header) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class Lives:
             raise PeerError("future-version", f"version {version}, now {own}")
         self.newest_seen = version
         self.reason = self.reason or "gateway-ahead"
-        self.due = True
-        return True
+        news, self.due = not self.due, True
+        return news
 
     def number(self, own: int) -> int:
         """Return the first version of the new life."""

@@ -62,14 +62,20 @@ class MergeBuffer:
         """Whether a partial of this id has not been merged durably yet."""
         return any(partial_id in part for part in self._parts)
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether any partial is on its way to the disk."""
+        return bool(self._accepting)
+
     def is_accepting(self, partial_id: str) -> bool:
         """Whether a partial of this id is on its way to the disk."""
         return partial_id in self._accepting
 
-    def is_accepting_update(self, update_id: UpdateId) -> bool:
-        """Whether an update is in a partial on its way to the disk."""
-        return update_id in self._coming and any(
-            header.id == update_id
+    def is_accepting_any(self, headers: Iterable[Header]) -> bool:
+        """Whether any of these updates is in a partial on its way to the disk."""
+        ids = {header.id for header in headers}
+        return any(
+            header.id in ids
             for entry in self._accepting.values()
             for header in entry.partial.headers
         )

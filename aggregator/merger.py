@@ -24,18 +24,19 @@ class Merger:
         self._state = strategy.init(params)
         self._lineage = lineage
 
-    def fold(self, entries: Sequence[Buffered], term: int) -> CommitVersion:
-        """Return the next version, to be made durable; it is not the newest one until then."""
+    def fold(
+        self, entries: Sequence[Buffered], term: int, version: int | None = None
+    ) -> CommitVersion:
+        """Return the next version, to be made durable; it is not the newest one until then.
+
+        Its number is the next one, or `version`; without entries only the number is new.
+        """
         lineage = self._lineage
         params, self._state = step(self._strategy, self._state, self.params, entries, lineage)
         headers = tuple(header for entry in entries for header in entry.partial.headers)
         lineage.rulebook.observe(headers, lineage.version)
         ids = tuple(entry.partial.id for entry in entries)
-        return CommitVersion(lineage.next(params, term), params, ids, headers)
-
-    def renumber(self, version: int, term: int) -> CommitVersion:
-        """Return the newest parameters under another number, to be made durable."""
-        return CommitVersion(self._lineage.next(self.params, term, version), self.params, (), ())
+        return CommitVersion(lineage.next(params, term, version), params, ids, headers)
 
 
 def step(

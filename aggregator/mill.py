@@ -53,10 +53,21 @@ class Mill:
         return self._merge_if(due=len(self._buffer) > 0)
 
     def begin_life(self) -> None:
-        """Go on under other numbers, if this ledger was put back, before anything is merged."""
-        if self._lives.due and not self.committing:
-            number = self._lives.number(self._lineage.version)
-            self._save(self._merger.renumber(number, self._term))
+        """Go on under other numbers, if this ledger was put back, before anything else is merged.
+
+        What waits goes along, for after that it would be too old to weigh anything.
+        """
+        waits = self._buffer.is_saving or (len(self._buffer) > 0 and not self._lives.heard)
+        if not self._lives.due or self.committing or waits:
+            return
+        version = self._lineage.version
+        entries = self._buffer.drain() if self._stop.may_merge(version) else []
+        commit = self._merger.fold(entries, self._term, self._lives.number(version))
+        if entries:
+            self._deadline.cancel()
+            self._merge(commit)
+        else:
+            self._save(commit)
 
     def durable(self, commit: CommitVersion) -> None:
         """The commit under way is on disk."""

@@ -8,7 +8,7 @@ from aggregator.account import Account, account_of
 from aggregator.rows import Snapshot
 from aggregator.status import CurvePoint, GatewayView, NodeView
 from hedgerow.core.messages import FleetReport, Header, NodeState
-from hedgerow.core.versions import is_provisional
+from hedgerow.core.versions import begins_life, is_provisional
 
 _SECOND_US = 1_000_000
 _CURVE_POINTS = 2000
@@ -105,13 +105,14 @@ class Observer:
     def settled(self, headers: Iterable[Header], version: int) -> None:
         """Updates were merged into the version after `version`.
 
-        Those of an island's own versions have no age here.
+        Those of an island's own versions have no age here, nor those of a former life of numbers.
         """
         for header in headers:
             self._applied[header.id.node] += 1
-            if is_provisional(header.base_version):
+            base = header.base_version
+            if is_provisional(base) or begins_life(version, base):
                 continue
-            staleness = version - header.base_version
+            staleness = version - base
             self._staleness[header.id.node] = staleness
             self.histogram[staleness] += 1
 

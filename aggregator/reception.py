@@ -60,7 +60,11 @@ class Reception:
         except PeerError as error:
             self._acceptance.reject(partial, owner, error)
             return
-        self._acceptance.take(partial, owner)
+        if self._lives.due:
+            # What came between would be merged when it is too old to weigh anything.
+            self._acceptance.put_off(partial, owner)
+        else:
+            self._acceptance.take(partial, owner)
 
     def _hear(self, version: int) -> bool:
         news = self._lives.hear(version, self._lineage.version)

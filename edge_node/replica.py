@@ -14,7 +14,7 @@ from hedgerow.core.messages import BlobPart, Descriptor
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import PlanBook
 from hedgerow.core.units import FORMATS, Manifest, Vector, digest
-from hedgerow.core.versions import is_provisional, supersedes
+from hedgerow.core.versions import check_lane, supersedes
 
 
 class Replica:
@@ -74,7 +74,7 @@ class Replica:
             raise PeerError(
                 "wrong-model", f"descriptor of {descriptor.model}, this is {self.model}"
             )
-        _check_lane(descriptor)
+        check_lane(descriptor)
         newest = self._wanted or self.descriptor
         if newest is not None and not supersedes(descriptor, newest):
             return False
@@ -105,7 +105,7 @@ class Replica:
                 raise PeerError(
                     "too-large", f"unit {part.digest} is longer than any of the model's"
                 )
-            if pieces.missing:
+            if not pieces.complete:
                 return False
             body = pieces.join()
             if digest(body) != part.digest:
@@ -154,12 +154,6 @@ class Replica:
         arrays = {name: unit_values(body, downlink) for name, body in units.items()}
         self.params = self.manifest.join(arrays)
         return newer
-
-
-def _check_lane(descriptor: Descriptor) -> None:
-    """Raise PeerError unless exactly the versions numbered as an island's say whose they are."""
-    if is_provisional(descriptor.version) != (descriptor.island is not None):
-        raise PeerError("malformed", f"version {descriptor.version} is of {descriptor.island}")
 
 
 def _may_be(body: bytes, size: int) -> bool:

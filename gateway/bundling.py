@@ -16,15 +16,19 @@ _PATIENCE_MOST_US = 300_000_000
 _MOST_DOUBLINGS = 6
 
 
-def pack(partials: Iterable[Partial]) -> list[list[Partial]]:
-    """Cut partials into bundles: small ones together, since each message costs, large ones alone."""
+def pack(partials: Iterable[Partial], packet_bytes: int) -> list[list[Partial]]:
+    """Cut partials into bundles: small ones together, since each message costs, large ones alone.
+
+    A bundle of several stays within `packet_bytes`, as each partial by itself must.
+    """
+    most_bytes = min(_BUNDLE_BYTES, packet_bytes - ENVELOPE_BYTES)
     bundles: list[list[Partial]] = []
     room = 0
     for partial in partials:
         size_bytes = len(encode(partial))
         if size_bytes > room or len(bundles[-1]) >= _BUNDLE_PARTIALS:
             bundles.append([])
-            room = _BUNDLE_BYTES
+            room = most_bytes
         bundles[-1].append(partial)
         room -= size_bytes
     return bundles

@@ -66,12 +66,14 @@ class Carrier:
         gateway: str,
         model: str,
         max_bytes: int,
+        packet_bytes: int,
         peers: Peers,
         outlet: Outlet,
         rng: random.Random,
     ) -> None:
         self._gateway = gateway
         self._model = model
+        self._packet_bytes = packet_bytes
         self._peers = peers
         self._outlet = outlet
         self._random = rng
@@ -103,8 +105,9 @@ class Carrier:
         if len(path) > MOST_HOPS:
             raise PeerError("too-large", f"a bundle came through {len(path)} gateways")
         for partial in bundle.partials:
-            if partial.gateway != path[0]:
-                raise PeerError("wrong-source", f"a partial of {partial.gateway} from {path[0]}")
+            # The answer is told by the id: one of another gateway's would be led astray.
+            if partial.gateway != path[0] or partial.id.rsplit("-", 2)[0] != path[0]:
+                raise PeerError("wrong-source", f"partial {partial.id} from {path[0]}")
             if partial.model != self._model:
                 raise PeerError("wrong-model", f"a partial of {partial.model}")
 
@@ -152,7 +155,8 @@ class Carrier:
     def _send(self, target: str, path: tuple[str, ...], some: list[_Carried]) -> None:
         partials = [carried.partial for carried in some]
         # The aggregator answers each post by itself.
-        whole = [[p] for p in partials] if target == names.AGGREGATOR else pack(partials)
+        posts = target == names.AGGREGATOR
+        whole = [[p] for p in partials] if posts else pack(partials, self._packet_bytes)
         for piece in whole:
             onward = [*path, self._gateway]
             bundle = Bundle(gateway=self._gateway, path=onward, partials=piece)
@@ -160,9 +164,11 @@ class Carrier:
         self._outlet.record("partial_passed_on", len(partials), peer=target)
         for carried in some:
             carried.target = target
-            wait_us = patience_us(carried.tries, self._random)
             carried.tries += 1
-            self._outlet.do(SetTimer(_timer(carried.partial.id), wait_us))
+            # Of a post the link says how it ended, however slow it is; of a peer nobody says anything.
+            if not posts:
+                wait_us = patience_us(carried.tries - 1, self._random)
+                self._outlet.do(SetTimer(_timer(carried.partial.id), wait_us))
 
     def unanswered(self, partial_id: str) -> None:
         """The wait for an answer is over: the partial may be passed on again."""
@@ -186,13 +192,13 @@ class Carrier:
     def take_reply(self, reply: PartialReply) -> bool:
         """Pass an answer back; False when it is none to a partial that came through here."""
         peer = self._origins.take(reply.partial_id)
-        if not peer:
-            return False
-        self._outlet.do(Send(peer, reply))
-        if reply.partial_id in self._held:
+        carried = reply.partial_id in self._held
+        if peer:
+            self._outlet.do(Send(peer, reply))
+        if carried:
             self._held.drain(reply.partial_id)
             self._outlet.do(CancelTimer(_timer(reply.partial_id)))
-        return True
+        return bool(peer) or carried
 
     def take_receipts(self, receipts: Iterable[Receipt]) -> list[Receipt]:
         """Pass the receipts of carried updates back; return the others."""

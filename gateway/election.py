@@ -11,8 +11,12 @@ from hedgerow.core.messages import NO_ROUTE, GatewayState
 
 
 def is_cut_off(states: Iterable[GatewayState]) -> bool:
-    """Whether none of a site's living gateways has a way to the aggregator."""
-    return all(state.hops == NO_ROUTE for state in states if state.state == "ready")
+    """Whether none of a site's living gateways has a way to the aggregator.
+
+    One of a release without peers says nothing of hops, and leads nobody else there, but it has its uplink.
+    """
+    ready = [state for state in states if state.state == "ready"]
+    return all(state.hops == NO_ROUTE and not state.uplink for state in ready)
 
 
 def acting(states: Iterable[GatewayState]) -> GatewayState | None:

@@ -110,6 +110,7 @@ class Exchange:
 
     def _take_receipts(self, receipts: list[Receipt]) -> None:
         """Take final receipts: of updates held here, of carried ones, or of both."""
+        receipts = [r for r in receipts if r.status in ("settled", "rejected")]
         self._parts.islands.take_receipts(receipts)
         others = set(self._parts.carrier.take_receipts(receipts))
         own = [r for r in receipts if r in others or r.id in self._parts.held.buffer]

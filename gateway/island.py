@@ -10,7 +10,7 @@ from gateway.election import acting, elect, is_cut_off
 from gateway.islanddelivery import IslandDelivery
 from gateway.islandmaker import IslandMaker, Keeper
 from gateway.islandmerge import IslandBase
-from gateway.islandwork import IslandWork, term_of
+from gateway.islandwork import IslandWork
 from gateway.relay import Relay
 from hedgerow.core.config import IslandConfig
 from hedgerow.core.downlink import unit_values
@@ -18,7 +18,7 @@ from hedgerow.core.effects import CancelTimer, SetTimer
 from hedgerow.core.messages import NO_ROUTE, Descriptor, GatewayState
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.units import Vector
-from hedgerow.core.versions import is_provisional
+from hedgerow.core.versions import MOST_TERM, check_term, is_provisional, term_of
 
 WAIT_TIMER = "island"
 _SECOND_US = 1_000_000
@@ -72,8 +72,12 @@ class Island:
             self._saw_term(max(self._maker.work.terms))
 
     def saw_version(self, version: int) -> None:
-        """A node says what it has: an island's term that nobody else remembers must not come again."""
+        """A node says what it has: an island's term that nobody else remembers must not come again.
+
+        Raises PeerError for a term that cannot be.
+        """
         if is_provisional(version):
+            check_term(term_of(version))
             self._saw_term(term_of(version))
 
     def consider(self, mine: GatewayState, peers: Collection[GatewayState]) -> None:
@@ -142,7 +146,7 @@ class Island:
             return
         assert self._maker.work is not None
         base = self._maker.work.base
-        self.term = self._last_term = self._last_term + 1
+        self.term = self._last_term = min(self._last_term + 1, MOST_TERM)
         self._delivery.know_base(self.term, base)
         self._outlet.record(
             "island_began", term=self.term, base_version=base.version, detail=_APPROXIMATE

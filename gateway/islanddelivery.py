@@ -6,12 +6,12 @@ from gateway.checks import is_sound
 from gateway.held import HeldUpdates
 from gateway.islandmerge import IslandBase
 from gateway.islandpost import Contributions, Way
-from gateway.islandwork import IslandWork, term_of
+from gateway.islandwork import IslandWork
 from gateway.relay import Relay
 from hedgerow.core.effects import SetTimer
 from hedgerow.core.messages import Partial, PartialReply, Receipt, Update, UpdateId
 from hedgerow.core.outlet import Outlet
-from hedgerow.core.versions import is_provisional
+from hedgerow.core.versions import is_provisional, term_of
 
 POST_TIMER = "island-post"
 _LATE_US = 10_000_000

@@ -13,16 +13,11 @@ from hedgerow.core.inline import carried, inline_of
 from hedgerow.core.messages import Descriptor, IslandStamp, UnitVersion, Update, UpdateId
 from hedgerow.core.units import Vector, digest, unit_bytes
 from hedgerow.core.versions import (
-    FIRST_PROVISIONAL,
     TERM_PROVISIONALS,
     first_of_term,
     is_provisional,
+    term_of,
 )
-
-
-def term_of(version: int) -> int:
-    """Return the island term of a provisional version."""
-    return (version - FIRST_PROVISIONAL) // TERM_PROVISIONALS
 
 
 class KeptIsland(msgspec.Struct, frozen=True, array_like=True):

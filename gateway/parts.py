@@ -54,7 +54,9 @@ class Parts:
         self.uplink = Uplink(gateway, outlet, rng)
         self.peers = Peers(gateway, boot, config.peers, outlet)
         self.way = Way(gateway, packet_bytes, outlet, rng)
-        self.carrier = Carrier(gateway, model, config.relay_bytes, self.peers, outlet, rng)
+        self.carrier = Carrier(
+            gateway, model, config.relay_bytes, packet_bytes, self.peers, outlet, rng
+        )
         self.announcer = Announcer(gateway, boot, outlet)
         self.intake = Intake(self.held, self.relay, outlet, max_held_bytes=config.held_bytes)
         self.forward = Forwarder(

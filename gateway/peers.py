@@ -14,6 +14,7 @@ from hedgerow.core.effects import SetTimer
 from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import NO_ROUTE, GatewayState
 from hedgerow.core.outlet import Outlet
+from hedgerow.core.versions import check_term
 
 PEERS_TIMER = "peers"
 MOST_HOPS = 8
@@ -79,22 +80,24 @@ class Peers:
     def take(self, peer: str, state: GatewayState) -> bool:
         """Take a gateway's word; False when it is one about this gateway that is not true any more.
 
-        Raises PeerError when it is not the sender's own.
+        Raises PeerError when it is not the sender's own, or speaks of an island term that cannot be.
         """
         if peer != names.gateway_peer(state.gateway):
             raise PeerError("wrong-source", f"{peer} announced the state of {state.gateway}")
+        check_term(state.acting)
         if state.gateway == self._gateway:
             return state.boot == self._boot and state.state == "ready"
-        self._doubted.discard(state.gateway)
         known = self.states.get(state.gateway)
         if state.state == "lost":
-            # A last will may come late: it must not bury a gateway that has started again.
+            # A last will may come late: it must not bury a gateway that has started again. Nor is it a sign
+            # of life, after the link was away: a later start may have come and gone unseen.
             if known is not None and known.boot == state.boot:
                 del self.states[state.gateway]
         elif known is None and len(self.states) >= _MOST_PEERS:
             self._outlet.record("peer_ignored", reason="too-many", peer=state.gateway)
         else:
             self.states[state.gateway] = state
+            self._doubted.discard(state.gateway)
         return True
 
     def route(self, *, uplink: bool, acts: bool = False) -> Route:

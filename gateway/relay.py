@@ -12,16 +12,18 @@ from math import prod
 from gateway.supply import Supply
 from hedgerow.core import names
 from hedgerow.core.chunks import chunk_blob
+from hedgerow.core.downlink import value_bytes
 from hedgerow.core.effects import Announce
 from hedgerow.core.errors import PeerError
 from hedgerow.core.inline import carried, inline_units
 from hedgerow.core.messages import BlobPart, Descriptor
 from hedgerow.core.outlet import Outlet
+from hedgerow.core.partial import fixed_point_scale
 from hedgerow.core.plan import Plan
 from hedgerow.core.planbook import PlanBook
 from hedgerow.core.rules import Rules
 from hedgerow.core.units import Manifest
-from hedgerow.core.versions import is_provisional, supersedes
+from hedgerow.core.versions import check_lane, is_provisional, supersedes
 
 VERSIONS_KEPT = 3
 _VALUE_BYTES = 4
@@ -149,10 +151,11 @@ class Relay:
             )
         manifest = Manifest.of({name: unit.shape for name, unit in descriptor.units.items()})
         plans = self._book.read(descriptor, manifest)
+        _check(descriptor)
         if self.is_stale(descriptor.version):
             return  # no update of it can be summed here, and nothing below would forget it again
         self._descriptors[descriptor.version] = descriptor
-        newer = self.newest is None or supersedes(descriptor, self.newest)
+        newer = _replaces(descriptor, self.newest, self.served)
         if newer:
             self.newest = descriptor
         if not is_provisional(descriptor.version) and descriptor.version >= self.version:
@@ -197,6 +200,7 @@ class Relay:
         newest = self.newest
         if newest is None or not _apart(newest) <= self._blobs.keys():
             return
+        _check_lengths(newest, self.bodies(newest))
         if newest.version != self.served_version:
             announced: set[str] = set().union(*(_apart(old) for old in self._served))
             for digest in sorted(_apart(newest) - announced):
@@ -224,6 +228,34 @@ class Relay:
         for part in chunk_blob(body, self._chunk_bytes):
             channel = names.blob_channel(self.model, part.digest, part.index)
             self._outlet.do(Announce(channel, None))
+
+
+def _replaces(new: Descriptor, newest: Descriptor | None, served: Descriptor | None) -> bool:
+    """Whether nodes are to have a new version instead of the newest one.
+
+    One of the aggregator that is not whole cannot become so in an island: it hides no provisional one.
+    """
+    if newest is not None and newest.island is None and new.island is not None:
+        newest = served
+    return newest is None or supersedes(new, newest)
+
+
+def _check(descriptor: Descriptor) -> None:
+    """Raise PeerError for what would fail later: it may come from a peer, as it is kept on a channel."""
+    check_lane(descriptor)
+    inline_units(descriptor)
+    try:
+        fixed_point_scale(descriptor.rules)
+    except (ValueError, ArithmeticError) as error:
+        raise PeerError("not-finite", f"rules that nothing can be summed by: {error}") from None
+
+
+def _check_lengths(descriptor: Descriptor, bodies: Mapping[str, bytes]) -> None:
+    """Raise PeerError unless each unit's bytes are as many as its shape asks for."""
+    for name, unit in descriptor.units.items():
+        expected = value_bytes(descriptor.downlink) * prod(unit.shape)
+        if len(bodies[name]) != expected:
+            raise PeerError("shape", f"unit {name} has {len(bodies[name])} bytes, not {expected}")
 
 
 def _apart(descriptor: Descriptor) -> set[str]:

@@ -103,5 +103,5 @@ class SiteIslands:
         self._sink.take_receipts(receipts)
 
     def saw_version(self, version: int) -> None:
-        """A node says which version it has."""
+        """A node says which version it has. Raises PeerError for one that cannot be."""
         self._island.saw_version(version)

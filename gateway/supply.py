@@ -101,7 +101,7 @@ class Supply:
             pieces.put(part.index, part.count, part.body)
             if pieces.held_bytes > most_bytes:
                 raise PeerError("too-large", f"unit {part.digest} is longer than its shape says")
-            if pieces.missing:
+            if not pieces.complete:
                 return None
             body = pieces.join()
             if digest(body) != part.digest:

@@ -51,7 +51,7 @@ class Way:
                 self._outlet.do(Send(names.AGGREGATOR, partial))
             return
         peer = names.gateway_peer(self.route.via)
-        for some in pack(partials):
+        for some in pack(partials, self._packet_bytes):
             bundle = Bundle(gateway=self._gateway, path=[self._gateway], partials=some)
             self._outlet.do(Send(peer, bundle))
             self._outlet.record("partial_handed_over", len(some), peer=self.route.via)

@@ -20,7 +20,7 @@ class GatewayDisk:
         for row in rows:
             match row:
                 case SpoolUpdate(update_id, body):
-                    self.updates[update_id] = body
+                    self.updates.setdefault(update_id, body)
                 case DropSpooled(ids):
                     for update_id in ids:
                         self.updates.pop(update_id, None)

@@ -7,11 +7,15 @@ An aggregator put back to an older state goes on in a new life: `LIFE_VERSIONS` 
 it gave out before is given out again.
 """
 
+from hedgerow.core.errors import PeerError
 from hedgerow.core.messages import Descriptor
 
 FIRST_PROVISIONAL = 1 << 40
 TERM_PROVISIONALS = 1 << 20
 """How many provisional versions one island term has."""
+
+MOST_TERM = 1 << 32
+"""No site has had so many island terms: a later one is wrong, and would use up the numbers."""
 
 LIFE_VERSIONS = 1_000_000
 
@@ -24,6 +28,26 @@ def is_provisional(version: int) -> bool:
 def first_of_term(term: int) -> int:
     """Return the first provisional version of an island term."""
     return FIRST_PROVISIONAL + term * TERM_PROVISIONALS
+
+
+def term_of(version: int) -> int:
+    """Return the island term of a provisional version."""
+    return (version - FIRST_PROVISIONAL) // TERM_PROVISIONALS
+
+
+def check_term(term: int) -> None:
+    """Raise PeerError for an island term that cannot be."""
+    if term > MOST_TERM:
+        raise PeerError("future-version", f"island term {term}, there are {MOST_TERM}")
+
+
+def check_lane(descriptor: Descriptor) -> None:
+    """Raise PeerError unless exactly the versions numbered as an island's say whose they are."""
+    stamp = descriptor.island
+    if is_provisional(descriptor.version) != (stamp is not None):
+        raise PeerError("malformed", f"version {descriptor.version} is of {stamp}")
+    if stamp is not None:
+        check_term(max(stamp.term, term_of(descriptor.version)))
 
 
 def next_life(newest_seen: int, restored: int) -> int:

@@ -23,6 +23,7 @@ from hedgerow.custody.folders import (
     MODELS,
     Progress,
     TierFolder,
+    columns,
     copy_database,
     in_use,
     lost_commits,
@@ -171,8 +172,13 @@ def _sound_files(
 
 
 def _describe_node(connection: sqlite3.Connection) -> _Described:
-    row = connection.execute("SELECT node, epoch FROM identity ORDER BY rowid DESC").fetchone()
-    return _Described() if row is None else _Described(node=row[0], epoch=row[1])
+    row = connection.execute("SELECT node, epoch FROM identity").fetchone()
+    if row is None:
+        return _Described()
+    # The first release had one epoch, its number in `identity` only.
+    table, order = ("epoch", "number") if columns(connection, "epoch") else ("identity", "rowid")
+    query = f"SELECT epoch FROM {table} ORDER BY {order} DESC"  # noqa: S608
+    return _Described(node=row[0], epoch=connection.execute(query).fetchone()[0])
 
 
 def _manifest(

@@ -146,11 +146,17 @@ class Database:
                 count = min(GROUP_RECORDS, len(self._waiting))
                 group = [self._waiting.popleft() for _ in range(count)]
                 steps = [entry.step for entry in group]
-                outcomes = await self._on_thread(partial(self._file.commit, steps))
+                outcomes = await self._outcomes(steps)
                 for entry, outcome in zip(group, outcomes, strict=True):
                     _settle(entry.future, outcome)
         finally:
             self._committer = None
+
+    async def _outcomes(self, steps: list[Step]) -> list[Any]:
+        try:
+            return await self._on_thread(partial(self._file.commit, steps))
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            return [error] * len(steps)
 
 
 def _settle(future: asyncio.Future[Any], outcome: Any) -> None:

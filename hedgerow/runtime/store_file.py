@@ -72,10 +72,10 @@ class StoreFile:
             if self.disk_full and any(step.grows for step in steps):
                 self._look_for_room()
             return self._attempt(steps, self._refusal())
-        except (sqlite3.Error, StoreError) as error:
+        except (sqlite3.Error, StoreError, OSError) as error:
             refusal = self._note(error)
         if self._failed:
-            with suppress(sqlite3.Error, StoreError):
+            with suppress(sqlite3.Error, StoreError, OSError):
                 self._reopen()
         if not (self.disk_full or self.limit_reached) or self._failed:
             return [refusal] * len(steps)
@@ -100,7 +100,7 @@ class StoreFile:
     def close(self) -> None:
         """Close the file."""
         if self._failed:
-            with suppress(sqlite3.Error, StoreError):
+            with suppress(sqlite3.Error, StoreError, OSError):
                 self._reopen()
         if self._connection is not None:
             self._connection.close()

@@ -4,6 +4,7 @@ usage: store_child.py PATH MODE [BALLAST_BYTES], MODE one of
   write    write rows one by one and in bursts, and end without closing, as a crash would
   fill     write until the disk is full, drain, and report
   restart  open the store on a disk that others have filled
+  starve   write until a commit finds no memory
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hedgerow.runtime.ports import StoreError
 from hedgerow.runtime.store import Database
@@ -114,7 +116,22 @@ async def _restart(path: Path, ballast_bytes: int) -> None:
     await database.close()
 
 
+async def _starve(path: Path) -> None:
+    database = _open(path, 0)
+    await _try(database, 0)
+
+    def starve(db: sqlite3.Connection) -> None:
+        _put(1, db)
+        # It holds for the process, and cannot be raised again.
+        db.execute("PRAGMA hard_heap_limit = 1")
+
+    calls = (database.transact(starve), database.transact(partial(_put, 2)))
+    for end in await asyncio.gather(*calls, return_exceptions=True):
+        _say("ended", type(end).__name__)
+    os._exit(0)
+
+
 if __name__ == "__main__":
     file, mode, *rest = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
-    modes = {"write": _write, "fill": _fill, "restart": _restart}
+    modes: dict[str, Any] = {"write": _write, "fill": _fill, "restart": _restart, "starve": _starve}
     asyncio.run(modes[mode](file, *rest))

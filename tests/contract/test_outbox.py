@@ -1,5 +1,6 @@
 """The outbox on disk: what was saved is found again, a transaction is taken whole or not at all."""
 
+import shutil
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -256,3 +257,19 @@ async def test_on_a_full_disk_ends_are_written_and_make_room(tmp_path: Path) -> 
     (former,) = books.former
     assert sorted(former.outbox) == list(range(4, seq + 1))
     assert (former.coalesced, former.applied) == (2, 1)
+
+
+async def test_a_node_starts_on_a_disk_that_others_have_filled(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, "node-1")
+    epoch = (await outbox.load()).epoch
+    await outbox.save((put(1, b"first", epoch=epoch),))
+    await outbox.close()
+    free_bytes = shutil.disk_usage(tmp_path).free
+    outbox = Outbox(tmp_path, "node-1", ballast_bytes=free_bytes + (1 << 30))
+    books = await outbox.load()
+    assert (books.epoch, books.outbox) == (epoch, {1: b"first"})
+    with pytest.raises(StoreError, match="full"):
+        await outbox.save((put(2, b"second", epoch=epoch),))
+    await outbox.save((CloseUpdate(own(1, epoch), "applied"),))
+    assert (await outbox.load()).applied == 1
+    await outbox.close()

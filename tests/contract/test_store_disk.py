@@ -125,3 +125,9 @@ def test_a_store_starts_on_a_disk_that_others_have_filled(tmp_path: Path) -> Non
     said = _on_small_disk(tmp_path / "disk", "restart", 1 << 20)
     ended = [f"ended {x}" for x in range(10)]
     assert said[10:] == ["full True", "failed 10", *ended, "saved 11", "full False"]
+
+
+def test_nobody_waits_for_a_commit_that_finds_no_memory(tmp_path: Path) -> None:
+    child = _run([*_WRITER, str(tmp_path / "a"), "starve"])
+    assert child.stdout.splitlines() == ["saved 0", "ended MemoryError", "ended MemoryError"]
+    assert _committed(tmp_path / "a") == [0]

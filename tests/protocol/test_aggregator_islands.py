@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.islands import island_factor, merge_island
+from aggregator.refusal import Refusal
 from aggregator.rows import AcceptPartial, CommitVersion, LedgerRow
 from hedgerow.core.messages import IslandResult, Partial, PartialReply, Receipts, Subscribe
 from hedgerow.core.quantize import norm
@@ -201,6 +202,17 @@ def test_a_former_lives_island_is_merged_with_the_least_weight() -> None:
     (row,) = saved_rows(effects, CommitVersion)
     moved = (row.params - params_of(0))[bench.lineage.manifest.slices["head.bias"]]
     assert moved == pytest.approx(np.full(moved.shape, 0.125 / 4), rel=1e-3)
+
+
+def test_an_island_of_a_lost_version_waits_for_the_new_life_and_is_merged() -> None:
+    bench = Bench(versions=3)
+    late = contribution(2, 3, base=7)
+    effects = bench.hear(late)
+    assert sent(effects, Refusal) == [Refusal(late.id, "new-life", 1)]
+    bench.finish(commits(effects)[0])
+    effects = bench.hear(late)
+    (row,) = saved_rows(bench.finish(effects[-1]), CommitVersion)  # type: ignore[arg-type]
+    assert row.partial_ids == (late.id,)
 
 
 def test_a_plain_partial_of_a_provisional_base_is_refused_for_good() -> None:

@@ -52,18 +52,40 @@ def test_a_gateway_that_knows_more_makes_a_new_life_begin() -> None:
     (alarm,) = recorded(effects, "restored_backup")
     assert alarm.fields["level"] == "error"
     assert alarm.fields["reason"] == "gateway-ahead"
-    assert committed(effects) == [(LIFE_VERSIONS + 6, 5, 0)]
-    (row,) = saved_rows(effects, CommitVersion)
-    assert row.params.tobytes() == params_of(5).tobytes()
-    assert row.partial_ids == ()
+    assert committed(effects) == [(LIFE_VERSIONS + 6, 5, 4)]
     assert bench.aggregator.status(bench.now_us).restored == "gateway-ahead"
     effects = bench.finish(commits(effects)[0])
     assert [d.version for d in sent(effects, Descriptor, "gw/gw-1")] == [LIFE_VERSIONS + 6]
-    assert committed(effects) == [(LIFE_VERSIONS + 7, LIFE_VERSIONS + 6, 4)]
-    effects = bench.finish(commits(effects)[0])
     (settled,) = sent(effects, Receipts)
-    assert (settled.version, len(settled.receipts)) == (LIFE_VERSIONS + 7, 4)
+    assert (settled.version, len(settled.receipts)) == (LIFE_VERSIONS + 6, 4)
     assert recorded(bench.come_and_go("gw-2", after=8), "restored_backup") == []
+
+
+def test_what_waits_weighs_in_the_first_version_of_the_life_what_it_would_without() -> None:
+    plain, ahead = Bench(versions=6), Bench(versions=6, heard=False)
+    ahead.accept(*updates(1, 2, 3, 4, base=5))
+    (usual,) = saved_rows(plain.accept(*updates(1, 2, 3, 4, base=5)), CommitVersion)
+    (row,) = saved_rows(ahead.come_and_go(after=9), CommitVersion)
+    assert row.params.tobytes() == usual.params.tobytes() != params_of(5).tobytes()
+    assert (row.partial_ids, row.headers) == (usual.partial_ids, usual.headers)
+
+
+def test_without_any_the_life_begins_with_the_same_parameters() -> None:
+    (row,) = saved_rows(Bench(versions=6).come_and_go(after=9), CommitVersion)
+    assert row.params.tobytes() == params_of(5).tobytes()
+    assert (row.partial_ids, row.headers) == ((), ())
+
+
+def test_what_is_on_its_way_to_the_disk_is_awaited_and_what_comes_then_put_off() -> None:
+    bench = Bench(versions=6)
+    (save,) = saves(bench.hear(bench.partial(*updates(1, base=5))))
+    assert commits(bench.come_and_go("gw-2", after=9)) == []
+    late = bench.partial(make_update(2, base=5))
+    assert sent(bench.hear(late), Refusal) == [Refusal(late.id, "new-life", 1)]
+    effects = bench.finish(save)
+    assert committed(effects) == [(LIFE_VERSIONS + 6, 5, 1)]
+    bench.finish(commits(effects)[0])
+    assert answers(bench.hear(late)) == [("known", [(2, "rejected", "stale")])]
 
 
 @pytest.mark.parametrize("after", [0, 5, first_of_term(3)])
@@ -88,7 +110,6 @@ def test_it_is_noticed_during_a_commit_and_begins_after_it() -> None:
     bench = Bench()
     (save,) = commits(bench.accept(*updates(1, 2, 3, 4)))
     assert commits(bench.come_and_go("gw-2", after=7)) == []
-    bench.accept(*updates(5, 6, 7, 8))
     effects = bench.finish(save)
     assert committed(effects) == [(LIFE_VERSIONS + 2, 1, 0)]
 
@@ -100,11 +121,13 @@ def test_a_partial_may_tell_it_too_and_is_built_again() -> None:
     effects = bench.hear(ahead)
     assert sent(effects, Refusal) == [Refusal(ahead.id, "new-life", 1)]
     assert committed(effects) == [(LIFE_VERSIONS + 3, 2, 0)]
+    bench.finish(commits(effects)[0])
     both = msgspec.structs.replace(ahead, headers=[known.header, lost.header])
     effects = bench.hear(both)
-    assert answers(effects) == [("overlap", [(2, "rejected", "unknown-version")])]
-    (rejected,) = recorded(effects, "update_rejected")
-    assert rejected.fields["reason"] == "unknown-version"
+    fates = [(1, "rejected", "stale"), (2, "rejected", "unknown-version")]
+    assert answers(effects) == [("known", fates)]
+    rejected = recorded(effects, "update_rejected")
+    assert [event.fields["reason"] for event in rejected] == ["stale", "unknown-version"]
 
 
 def test_updates_of_versions_that_are_gone_are_rejected_as_such() -> None:
@@ -116,6 +139,25 @@ def test_updates_of_versions_that_are_gone_are_rejected_as_such() -> None:
     assert answers(bench.hear(partial)) == [
         ("known", [(seq, "rejected", reason) for seq, reason in fates])
     ]
+
+
+def test_sums_made_at_a_lost_version_must_be_made_again() -> None:
+    bench = Bench(versions=3)
+    bench.finish(commits(bench.come_and_go(after=9))[0])
+    fresh = make_update(1, base=bench.aggregator.lineage.version)
+    lost = msgspec.structs.replace(
+        bench.partial(make_update(2)), at_version=9, headers=[fresh.header]
+    )
+    assert sent(bench.hear(lost), Refusal) == [Refusal(lost.id, "new-life", 1)]
+
+
+def test_sums_made_at_an_islands_version_are_refused_for_good() -> None:
+    bench = Bench(versions=3)
+    partial = msgspec.structs.replace(
+        bench.partial(make_update(1, base=2)), at_version=first_of_term(1)
+    )
+    (reply,) = sent(bench.hear(partial), PartialReply)
+    assert (reply.status, reply.reason) == ("rejected", "future-version")
 
 
 def test_a_claim_out_of_all_proportion_is_refused() -> None:
@@ -135,12 +177,21 @@ def test_a_ledger_that_says_so_itself_begins_one_at_the_start(reason: str) -> No
     bench = Bench(snapshot, 3, heard=False)
     assert recorded(bench.start_effects, "restored_backup")[0].fields["reason"] == reason
     assert committed(bench.start_effects) == [(LIFE_VERSIONS + 3, 2, 0)]
-    bench.accept(*updates(1, 2, 3, 4, base=2))
     (life,) = commits(bench.start_effects)
     assert committed(bench.finish(life)) == []
-    assert committed(bench.hear(Subscribe(gateway="gw-1", after=3))) == [
-        (LIFE_VERSIONS + 4, LIFE_VERSIONS + 3, 4)
-    ]
+
+
+def test_with_something_waiting_it_hears_first_how_far_others_are() -> None:
+    first = Bench(versions=3)
+    waiting = [first.partial(*updates(1, 2, 3, 4, base=2))]
+    snapshot = make_snapshot(first.lineage, waiting=waiting)
+    snapshot = dataclasses.replace(snapshot, restored="restore", newest_seen=3)
+    bench = Bench(snapshot, 3, heard=False)
+    assert commits(bench.start_effects) == []
+    assert commits(bench.timer("deadline")) == []
+    effects = bench.come_and_go(after=LIFE_VERSIONS + 9)
+    assert committed(effects) == [(2 * LIFE_VERSIONS + 3, 2, 4)]
+    assert recorded(effects, "restored_backup") == []
 
 
 def test_a_life_goes_on_after_a_restart_and_counts_towards_the_end() -> None:
@@ -154,6 +205,14 @@ def test_a_life_goes_on_after_a_restart_and_counts_towards_the_end() -> None:
     assert committed(effects) == [(LIFE_VERSIONS + 4, LIFE_VERSIONS + 3, 4)]
     again.finish(commits(effects)[0])
     assert commits(again.accept(*updates(5, 6, 7, 8, base=base))) == []
+
+
+def test_an_update_of_a_former_life_is_counted_but_has_no_age_after_a_restart() -> None:
+    lineage = Bench(versions=3).lineage
+    rows = [LedgerRow(make_update(1, base=2).header, LIFE_VERSIONS + 3)]
+    bench = Bench(make_snapshot(lineage, ledger=rows), lineage=lineage)
+    status = bench.aggregator.status(bench.now_us)
+    assert (status.updates_applied, status.staleness_histogram) == (1, {})
 
 
 def test_what_waited_but_cannot_be_read_is_set_aside_and_may_come_again() -> None:

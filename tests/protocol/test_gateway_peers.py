@@ -347,18 +347,29 @@ def test_an_update_held_here_and_carried_for_another_is_told_to_both() -> None:
     assert sent(bench.timer("flush"), Partial) == []
 
 
-def test_a_carried_partial_is_sent_again_until_it_is_answered() -> None:
-    bench = Bench().ready()
+def test_a_carried_partial_is_handed_on_again_until_it_is_answered() -> None:
+    bench = cut_off()
+    bench.peer("gw-3")
     effects = bench.hear("gw/gw-2", bundle(foreign()))
     name = f"carry/{foreign().id}"
     waits = [timers(effects)[name]]
     for _ in range(8):
         effects = bench.timer(name)
-        assert [b.partials for b in sent(effects, Bundle, names.AGGREGATOR)] == [[foreign()]]
+        assert [b.partials for b in sent(effects, Bundle, "gw/gw-3")] == [[foreign()]]
         waits.append(timers(effects)[name])
     assert waits[0] < 5 * SECOND_US < 150 * SECOND_US < waits[-1]
-    bench.above(PartialReply(partial_id=foreign().id, status="known"))
+    bench.hear("gw/gw-3", PartialReply(partial_id=foreign().id, status="known"))
     assert sent(bench.timer(name), Bundle) == []
+
+
+def test_a_post_that_a_slow_link_still_carries_is_not_posted_beside_it() -> None:
+    bench = Bench().ready()
+    effects = bench.hear("gw/gw-2", bundle(foreign()))
+    (onward,) = sent(effects, Bundle, names.AGGREGATOR)
+    assert not [name for name in timers(effects) if name.startswith("carry/")]
+    bench.above(Undelivered(onward, "no answer in time"))
+    again = sent(bench.timer(f"carry/{foreign().id}"), Bundle, names.AGGREGATOR)
+    assert again == [onward]
 
 
 def test_an_undelivered_bundle_waits_as_long_as_the_aggregator_asks() -> None:
@@ -399,6 +410,7 @@ def test_a_newer_partial_replaces_those_whose_updates_it_has() -> None:
         ("wrong-source", "gw/gw-3", bundle(foreign())),
         ("wrong-source", "gw/gw-3", bundle(foreign(), via="gw-3", path=["gw-2"])),
         ("wrong-source", "gw/gw-2", bundle(foreign(gateway="gw-4"))),
+        ("wrong-source", "gw/gw-2", bundle(foreign(id="gw-1-a-1"))),
         ("inconsistent", "gw/gw-2", bundle(foreign(), path=["gw-1", "gw-2"])),
         ("inconsistent", "gw/gw-2", bundle(foreign(), path=["gw-2", "gw-3", "gw-2"])),
         ("too-large", "gw/gw-2", bundle(foreign(), path=[*(f"gw-1{n}" for n in range(8)), "gw-2"])),

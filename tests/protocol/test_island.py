@@ -87,6 +87,19 @@ def feed(bench: Bench, *updates: Update) -> list[Effect]:
 # Begin.
 
 
+def test_a_version_that_never_became_whole_hides_no_island() -> None:
+    bench = Bench(island=SETTINGS)
+    bench.hear(names.BROKER, LinkUp())
+    bench.ready(2).above(LINEAGE.descriptor(2))
+    bench.above(LinkDown())
+    assert numbers(bench.timer("island")) == [FIRST]
+    assert numbers(feed(bench, make_update(1, 1), make_update(2, 1))) == [FIRST + 1]
+    bench.above(LinkUp())
+    assert numbers(bench.take_version(LINEAGE.descriptor(2))) == [2], (
+        "told again, it ends the island"
+    )
+
+
 def test_islands_are_off_unless_enabled() -> None:
     bench = Bench()
     bench.hear(names.BROKER, LinkUp())

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from gateway.election import acting, elect, is_cut_off
 from gateway.islandmerge import MOST_MERGED, IslandBase, Merged, change, segments, step
-from gateway.islandwork import IslandWork, restored, term_of
+from gateway.islandwork import IslandWork, restored
 from hedgerow.core.downlink import unit_values
 from hedgerow.core.inline import inline_units
 from hedgerow.core.merge import merge
 from hedgerow.core.messages import Descriptor, GatewayState, IslandStamp, Update, UpdateId
 from hedgerow.core.units import Vector, digest
-from hedgerow.core.versions import FIRST_PROVISIONAL, first_of_term
+from hedgerow.core.versions import FIRST_PROVISIONAL, first_of_term, term_of
 from tests.protocol.scenarios import (
     MANIFEST,
     PLAN,

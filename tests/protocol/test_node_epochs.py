@@ -77,6 +77,15 @@ def test_a_new_disk_asks_nobody() -> None:
     assert trains(bench.fetch(0))
 
 
+def test_a_link_that_breaks_before_the_answer_is_no_answer() -> None:
+    bench = started()
+    bench.hear(names.BROKER, LinkDown())
+    bench.timer("certainty")
+    assert timers(bench.hear(names.BROKER, LinkUp()))["certainty"] == 2 * SECOND_US
+    (restored,) = recorded(bench.hear(OWN, told(5)), "restored_disk")
+    assert (restored.fields["told"], restored.fields["found"]) == (5, 3)
+
+
 def test_a_node_says_and_issues_nothing_before_it_knows_what_it_said_last() -> None:
     bench = Bench(found_books())
     assert Follow(CHANNEL) in bench.effects
@@ -257,9 +266,10 @@ def test_a_damaged_update_is_offered_and_ends_when_its_body_is_wanted() -> None:
     (offer,) = sent(bench.timer("resend"), Offer)
     assert offer.ids == [damaged, sound]
     assert offer.hashes == [0, make_update(2).hash]
-    effects = bench.hear("gw", BodiesWanted(ids=[damaged, sound]))
+    effects = bench.hear("gw", BodiesWanted(ids=[damaged, sound, damaged]))
     assert {chunk.id for chunk in sent(effects, Chunk)} == {sound}
-    assert recorded(effects, "update_rejected")[0].fields["reason"] == "damaged"
+    (rejected,) = recorded(effects, "update_rejected")
+    assert rejected.fields["reason"] == "damaged"
     rows = saved_rows(bench.timer("close"), CloseUpdate)
     assert rows == [CloseUpdate(damaged, "rejected", "damaged")]
 

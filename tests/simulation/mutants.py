@@ -53,7 +53,7 @@ def no_deduplication(patch: pytest.MonkeyPatch) -> None:
 def deduplication_by_partial_id(patch: pytest.MonkeyPatch) -> None:
     """The aggregator knows a repeat by the partial's id only."""
     patch.setattr(Acceptance, "_fate", lambda *_: None)
-    patch.setattr(MergeBuffer, "is_accepting_update", lambda *_: False)
+    patch.setattr(MergeBuffer, "is_accepting_any", lambda *_: False)
 
 
 def deleted_on_gateway_ack(patch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,8 @@ async def test_a_restored_node_takes_a_new_epoch_once(fleet: Path) -> None:
         assert len(former.outbox) == 3, "what it held it offers again, under the old name"
         assert (books.issued, books.outbox) == (0, {})
     assert epochs[0] == epochs[1] != former.epoch
+    again = make_backup(fleet / "new", fleet / "again.tar", quiet)
+    assert again.epoch == epochs[0], "the label is that of the updates to come"
 
 
 async def test_a_restored_aggregator_knows_it(fleet: Path) -> None:

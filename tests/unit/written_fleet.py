@@ -130,7 +130,7 @@ class WrittenFleet:
 
     async def renumber(self, version: int) -> None:
         """Begin a new life of version numbers."""
-        await self._commit(self.merger.renumber(version, 2))
+        await self._commit(self.merger.fold([], 2, version))
 
     async def close_update(self, update_id: UpdateId, outcome: str, reason: str = "") -> None:
         """End an update at its node."""
