@@ -14,7 +14,7 @@ moved the model. The product is taken in float64, in the order above, and each s
 import numpy as np
 
 from aggregator.lineage import Lineage
-from hedgerow.core.errors import PeerError
+from hedgerow.core.errors import ConfigError, PeerError
 from hedgerow.core.messages import IslandResult, Partial
 from hedgerow.core.plan import Plan
 from hedgerow.core.quantize import clip_factor, norm
@@ -33,9 +33,7 @@ def check_island(partial: Partial, island: IslandResult, lineage: Lineage) -> No
         raise PeerError("future-version", f"an island that began at {island.base_version}")
     if not 1 <= island.merges <= TERM_PROVISIONALS:
         raise PeerError("inconsistent", f"an island of {island.merges} merges")
-    plan = lineage.plans().get(island.plan_id)
-    if plan is None:
-        raise PeerError("unknown-plan", f"an island that trained plan {island.plan_id}")
+    plan = _plan(island, lineage)
     if len(island.delta) != 4 * plan.size:
         text = f"an island's delta of {len(island.delta)} bytes, plan has {plan.size} values"
         raise PeerError("shape", text)
@@ -61,13 +59,21 @@ def merge_island(
 
     `params` are that one's; the contribution has passed `check_island`.
     """
-    plan: Plan = lineage.plans()[island.plan_id]
+    plan = _plan(island, lineage)
     factor, delta = island_factor(partial, island, lineage), _delta(island).astype(np.float64)
     out = params.copy()
     for name, own in plan.slices.items():
         where = plan.manifest.slices[name]
         out[where] = params[where] + (factor * delta[own]).astype(np.float32)
     return out
+
+
+def _plan(island: IslandResult, lineage: Lineage) -> Plan:
+    """Return the plan of an island's units, which no kept version need have."""
+    try:
+        return Plan.of(lineage.manifest, island.units)
+    except ConfigError as error:
+        raise PeerError("unknown-plan", f"an island that trained {island.units}") from error
 
 
 def _delta(island: IslandResult) -> Vector:

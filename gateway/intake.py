@@ -20,6 +20,7 @@ from hedgerow.core.messages import (
 )
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.units import digest
+from hedgerow.core.versions import is_provisional
 
 _MAX_INCOMING = 1024
 _STALL_US = 5_000_000
@@ -29,6 +30,17 @@ FINAL_REASONS: frozenset[Reason] = frozenset(
     {"wrong-model", "unknown-plan", "shape", "not-finite", "norm", "malformed"}
 )
 """Reasons that another try cannot mend. The others leave the update in the node's outbox."""
+_OF_THE_BASE: frozenset[Reason] = frozenset({"unknown-plan", "norm"})
+
+
+def is_final(reason: Reason, base_version: int) -> bool:
+    """Whether a gateway's refusal of an update for this reason is the end of it.
+
+    Of an island that this gateway does not remember it knows neither plan nor clip norm: the gateway that
+    does may have merged the update, and bring it to the ledger.
+    """
+    return reason in FINAL_REASONS and not (is_provisional(base_version) and reason in _OF_THE_BASE)
+
 
 
 class Intake:
@@ -57,8 +69,8 @@ class Intake:
         try:
             check_version(self._relay, chunk.model, chunk.base_version, chunk.plan_id)
         except PeerError as error:
-            if chunk.index == 0 or error.reason not in FINAL_REASONS:
-                self._refuse(chunk.id, error)
+            if chunk.index == 0 or not is_final(error.reason, chunk.base_version):
+                self._refuse(chunk.id, error, chunk.base_version)
             return None
         if not self._held.room_for(chunk.total_bytes):
             if chunk.index == 0:
@@ -140,7 +152,8 @@ class Intake:
             check_version(self._relay, update.model, update.base_version, update.plan_id)
             checked = check_update(self._relay, update)
         except PeerError as error:
-            self._refuse(update_id, error, 0 if update is None else update.hash)
+            base_version, content = (0, 0) if update is None else (update.base_version, update.hash)
+            self._refuse(update_id, error, base_version, content)
             return None
         self._held.admit(update, digest=digest(body), checked=checked)
         # The node is not told: it hears when the update is settled, and asks if that takes long.
@@ -154,9 +167,11 @@ class Intake:
             raise PeerError("malformed", "the chunks do not hold the update they announced")
         return update
 
-    def _refuse(self, update_id: UpdateId, error: PeerError, content_hash: int = 0) -> None:
+    def _refuse(
+        self, update_id: UpdateId, error: PeerError, base_version: int, content_hash: int = 0
+    ) -> None:
         """Refuse an update: for ever where no other try can help, else only for now."""
-        final = error.reason in FINAL_REASONS
+        final = is_final(error.reason, base_version)
         event = "update_rejected" if final else "update_refused"
         self._outlet.record(event, reason=error.reason, detail=error.detail, node=update_id.node)
         receipt = Receipt(update_id, "rejected" if final else "busy", error.reason)

@@ -102,7 +102,7 @@ class Contributions:
                 self._gateway,
                 one.term,
                 one.base.version,
-                one.base.plan.plan_id,
+                list(one.base.plan.names),
                 sum(bool(merged.ids) for merged in one.merges),
                 delta.astype("<f4").tobytes(),
             ),

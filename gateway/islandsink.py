@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from gateway.checks import check_update, check_version
 from gateway.held import FORK, HeldUpdates
-from gateway.intake import FINAL_REASONS
+from gateway.intake import is_final
 from gateway.relay import Relay
 from hedgerow.core import names
 from hedgerow.core.effects import Send
@@ -82,7 +82,7 @@ class IslandSink:
             check_version(self._relay, update.model, update.base_version, update.plan_id)
             checked = check_update(self._relay, update)
         except PeerError as error:
-            final = error.reason in FINAL_REASONS
+            final = is_final(error.reason, update.base_version)
             event = "update_rejected" if final else "update_refused"
             self._outlet.record(event, reason=error.reason, node=update.id.node)
             return Receipt(update.id, "rejected" if final else "busy", error.reason)

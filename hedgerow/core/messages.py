@@ -258,15 +258,16 @@ class Descriptor(_Message, frozen=True, kw_only=True, tag="descriptor"):
 
 
 class IslandResult(Struct, frozen=True, array_like=True):
-    """What a site came to without an uplink: the change of one plan's units since `base_version`.
+    """What a site came to without an uplink: the change of a plan's `units` since `base_version`.
 
-    `delta` is little-endian float32, shape (p,); it is the sum of `merges` provisional steps.
+    The units are named, for their plan may be long forgotten. `delta` is little-endian float32, shape (p,);
+    it is the sum of `merges` provisional steps.
     """
 
     gateway: Identifier
     term: Count
     base_version: Count
-    plan_id: Digest
+    units: Annotated[list[UnitName], Meta(min_length=1, max_length=4096)]
     merges: Count
     delta: bytes
 

@@ -235,7 +235,7 @@ def _apply(
 def _add_island(
     params: Vector, partial: Partial, island: IslandResult, parent: Descriptor, books: Books
 ) -> Vector:
-    plan, rules = books.plan(island.plan_id), parent.rules
+    plan, rules = Plan(manifest_of(parent), tuple(island.units)), parent.rules
     delta = np.frombuffer(island.delta, "<f4").astype(np.float32)
     if delta.size != plan.size:
         raise UnfitError(f"an island's delta of {delta.size} values, its plan has {plan.size}")

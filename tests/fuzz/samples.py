@@ -62,7 +62,7 @@ def sample_messages() -> tuple[Message, ...]:
     summed = make_partial(updates, lineage)
     single = make_partial(updates, lineage, raw=True, partial_id="gw-1-1-2")
     zeros = bytes(4 * PLAN.size)
-    island = IslandResult("gw-1", 3, 2, PLAN.plan_id, 2, zeros)
+    island = IslandResult("gw-1", 3, 2, list(PLAN.names), 2, zeros)
     carried = Partial(
         id="gw-1-1-3",
         gateway="gw-1",

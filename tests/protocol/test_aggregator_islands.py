@@ -44,8 +44,8 @@ def contribution(
     own = np.full(PLAN.size, value, np.float32) if delta is None else delta
     provisional = first_of_term(1)
     headers = [make_update(seq, provisional if seq > 1 else base).header for seq in seqs]
-    result = {"merges": len(seqs), "plan_id": PLAN.plan_id, **changes}
-    island = IslandResult("gw-1", 1, base, result["plan_id"], result["merges"], own.tobytes())
+    result = {"merges": len(seqs), "units": list(PLAN.names), **changes}
+    island = IslandResult("gw-1", 1, base, result["units"], result["merges"], own.tobytes())
     return Partial(
         id=f"gw-1-9-{number}",
         gateway="gw-1",
@@ -103,7 +103,7 @@ def test_overlap_is_named_with_its_forks() -> None:
 @pytest.mark.parametrize(
     ("reason", "partial"),
     [
-        ("unknown-plan", contribution(1, plan_id="0" * 32)),
+        ("unknown-plan", contribution(1, units=["nowhere.weight"])),
         ("shape", contribution(1, delta=np.zeros(PLAN.size + 1, np.float32))),
         ("not-finite", contribution(1, value=float("nan"))),
         ("inconsistent", contribution(1, merges=0)),

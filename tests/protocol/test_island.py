@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gateway.rows import DropIsland, KeepIsland, Spooled
 from hedgerow.core import names
@@ -227,7 +228,7 @@ def test_what_the_site_came_to_is_one_contribution() -> None:
     assert all(h.hash == u.hash for h, u in zip(partial.headers, updates, strict=True))
     assert (partial.island.gateway, partial.island.term) == ("gw-1", 1)
     assert (partial.island.base_version, partial.island.merges) == (1, 2)
-    assert partial.island.plan_id == PLAN.plan_id
+    assert tuple(partial.island.units) == PLAN.names
     assert np.abs(delta_in(partial)).max() > 0.01
     assert partial.sums == []
     assert partial.updates == []
@@ -481,3 +482,9 @@ def test_saves_are_its_own_and_those_of_nobody_are_a_fault() -> None:
     bench.do(lambda: bench.gateway.job_done(Saved(save.job), bench.now_us))
     with pytest.raises(RuntimeError):
         bench.gateway.job_done(Saved(999), bench.now_us)
+
+
+def test_a_gateway_that_does_not_remember_an_island_refuses_nothing_of_it_for_good() -> None:
+    bench = Bench().ready()
+    update = replace(make_update(1, FIRST), plan_id="0" * 32)
+    assert {told.status for told in receipts(bench.update(update))} == {"busy"}

@@ -212,7 +212,7 @@ def _with_island(params: Vector, fleet: Fleet, partial: Partial, before: Descrip
     clip = 1.0 if length <= bound else bound / length
     factor = weight * (len(partial.headers) / (len(partial.headers) + cloud)) * clip
     out = params.copy()
-    plan = plans_of(ledger)[island.plan_id]
+    plan = Plan.of(MANIFEST, island.units)
     for name, where in plan.slices.items():
         out[MANIFEST.slices[name]] += (factor * own[where]).astype(np.float32)
     return out

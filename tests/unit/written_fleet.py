@@ -108,7 +108,7 @@ class WrittenFleet:
         self._partials += 1
         headers = [update.header for update in updates]
         delta = self._rng.normal(size=PLAN.size).astype("<f4")
-        island = IslandResult("gw-1", 1, base, PLAN.plan_id, 2, delta.tobytes())
+        island = IslandResult("gw-1", 1, base, list(PLAN.names), 2, delta.tobytes())
         partial = Partial(
             id=f"gw-1-1-{self._partials}",
             gateway="gw-1",
