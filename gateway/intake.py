@@ -42,7 +42,6 @@ def is_final(reason: Reason, base_version: int) -> bool:
     return reason in FINAL_REASONS and not (is_provisional(base_version) and reason in _OF_THE_BASE)
 
 
-
 class Intake:
     """Admits updates into the held buffer. Every refusal is counted and, where it is final, told."""
 

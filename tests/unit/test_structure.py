@@ -37,7 +37,11 @@ HOMES = {
     "prometheus_client": ["hedgerow.runtime.metrics"],
     "psutil": ["hedgerow.up.usage"],
     "rich": ["hedgerow.custody.*", "hedgerow.planning.*", "hedgerow.up.*", "sims.*"],
-    "safetensors": ["aggregator.model_files", "hedgerow.custody.replay", "hedgerow.planning.params"],
+    "safetensors": [
+        "aggregator.model_files",
+        "hedgerow.custody.replay",
+        "hedgerow.planning.params",
+    ],
     "sklearn": ["hedgerow.runtime.sources"],
     "sqlite3": [
         "hedgerow.custody.*",
