@@ -16,7 +16,7 @@ from tests.simulation import oracle
 from tests.simulation.fleets import SmallFleet, make_device
 from tests.simulation.mutants import SOUND
 from tests.simulation.storms import Storms
-from tests.simulation.trials import ask_oracle, ask_watch, drain, probe
+from tests.simulation.trials import settle
 
 ISLAND = {
     "enabled": True,
@@ -84,15 +84,6 @@ def contributions(fleet: SmallFleet) -> list[tuple[str, int]]:
         for partial in partials
         if partial.island is not None
     ]
-
-
-def settle(fleet: SmallFleet) -> None:
-    oracle.check(fleet)
-    drain(fleet)
-    probe(fleet)
-    oracle.check(fleet)
-    ask_oracle(fleet)
-    ask_watch(fleet)
 
 
 def test_a_site_learns_while_it_is_cut_off_and_hands_it_all_in_as_one_contribution() -> None:

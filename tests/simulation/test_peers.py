@@ -13,7 +13,7 @@ from tests.simulation import oracle
 from tests.simulation.fleets import SmallFleet
 from tests.simulation.mutants import SOUND
 from tests.simulation.storms import Storms
-from tests.simulation.trials import ask_oracle, ask_watch, drain, probe
+from tests.simulation.trials import settle
 
 NEIGHBOURS = {"gw-1": ["gw-2"], "gw-2": ["gw-3"], "gw-3": []}
 HOMES = ["gw-1", "gw-1", "gw-1", "gw-1", "gw-2", "gw-3"]
@@ -42,16 +42,6 @@ def applied_at(fleet: SmallFleet, home: str) -> int:
     """Return how many updates of a gateway's nodes are believed applied."""
     pairs = zip(fleet.nodes, HOMES, strict=True)
     return sum(node.disk.outcomes["applied"] for node, own in pairs if own == home)
-
-
-def settle(fleet: SmallFleet) -> None:
-    """End the run: everything drains, a fresh update lands, and the oracle agrees."""
-    oracle.check(fleet)
-    drain(fleet)
-    probe(fleet)
-    oracle.check(fleet)
-    ask_oracle(fleet)
-    ask_watch(fleet)
 
 
 def test_updates_land_over_two_peers_and_receipts_and_versions_come_back() -> None:

@@ -87,6 +87,16 @@ def ask_watch(fleet: SmallFleet) -> None:
     fleet.watch.balance(node.disk for node in fleet.nodes)
 
 
+def settle(fleet: SmallFleet) -> None:
+    """End the run: everything drains, a fresh update lands, and the oracle agrees."""
+    oracle.check(fleet)
+    drain(fleet)
+    probe(fleet)
+    oracle.check(fleet)
+    ask_oracle(fleet)
+    ask_watch(fleet)
+
+
 def unseen(fleet: SmallFleet, storms: Storms) -> list[str]:
     """Return what a run did not see although it is about it: a run that saw no trouble proves nothing."""
     posts = fleet.uplinks.seen
