@@ -94,15 +94,16 @@ def test_any_layout_of_an_image_will_do(shape: tuple[int, ...]) -> None:
 
 
 def test_every_layer_is_a_stage_of_its_own_and_the_stages_are_the_network() -> None:
-    model = mobilenet((2, 7, 6), channels=[4, 8, 8], hidden=[5])
+    model = mobilenet((2, 7, 6), channels=[4, 8], hidden=[5])
     network = model.task.build()
     stages = Stages.of(network)
     assert [stage.name for stage in stages.stages] == list(model.manifest.layers)
     x = Tensor(images(2, 2, 7, 6))
-    expected = network(x).numpy()
-    for cut in (1, len(stages.stages) // 2, len(stages.stages) - 1):
-        whole = stages.run(stages.run(x, 0, cut).realize(), cut)
-        np.testing.assert_allclose(whole.numpy(), expected, rtol=1e-4, atol=1e-5)
+    out = x
+    # One at a time: tinygrad's scheduler may take minutes over all of them at once.
+    for number in range(len(stages.stages)):
+        out = stages.run(out, number, number + 1).realize()
+    np.testing.assert_allclose(out.numpy(), network(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_depthwise_filter_begins_as_large_as_its_few_inputs_ask_for() -> None:
