@@ -186,7 +186,7 @@ class Acceptance:
         if not reason:
             return None
         self._outlet.record("update_rejected", reason=reason, **_named(header))
-        return Receipt(header.id, "rejected", reason)
+        return Receipt(header.id, "rejected", reason, header.hash)
 
     def _refuse(self, post: _Post, reason: RefusalReason) -> None:
         self._outlet.record("partial_refused", reason=reason)

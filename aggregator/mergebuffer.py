@@ -90,14 +90,14 @@ class MergeBuffer:
     def receipt(self, header: Header, owner: str) -> Receipt | None:
         """Return the receipt of a known update, else None; `owner` will hear of its settling, too.
 
-        An update of a known id with another content is rejected as a fork.
+        An update of a known id with another content is rejected as a fork; the receipt says which content.
         """
         update_id = header.id
         if update_id not in self._settled and update_id not in self._coming:
             return None
         ours = self._hashes.get(update_id, 0)
         if ours and header.hash and ours != header.hash:
-            return Receipt(update_id, "rejected", "fork")
+            return Receipt(update_id, "rejected", "fork", header.hash)
         if update_id in self._settled:
             return Receipt(update_id, "settled", hash=ours)
         self._coming[update_id].add(owner)

@@ -177,11 +177,13 @@ class Forwarder:
 
     def _new_partial(self, headers: list[Header], **contents: Any) -> Partial:
         self._count += 1
+        # A gateway that took up updates from its disk may not know their versions yet.
+        bases = [h.base_version for h in headers if not is_provisional(h.base_version)]
         return Partial(
             id=f"{self._gateway}-{self._boot:x}-{self._count}",
             gateway=self._gateway,
             model=self._relay.model,
-            at_version=max(self._relay.version, 0),
+            at_version=max(self._relay.version, 0, *bases),
             headers=headers,
             **contents,
         )
@@ -235,7 +237,7 @@ class Forwarder:
             return
         if reply.status == "rejected":
             # No other try can help: the aggregator found the whole partial unusable.
-            self.take_receipts([Receipt(i, "rejected", reply.reason or "rejected") for i in ids])
+            self.take_receipts(self._held.rejections(ids, reply.reason or "rejected"))
             return
         # Those that the reply does not name are pending again and go into a new partial.
         self._held.move(ids, "pending")

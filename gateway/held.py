@@ -80,7 +80,7 @@ class HeldUpdates:
         status = known.receipt.status
         if known.is_other(content_hash):
             fork = _FORK_STATUS.get(status)
-            return None if fork is None else Receipt(update_id, fork, FORK)
+            return None if fork is None else Receipt(update_id, fork, FORK, content_hash)
         # A final receipt says nothing of an update that may be another one.
         return None if content_hash == 0 and status != "admitted" else known.receipt
 
@@ -131,6 +131,11 @@ class HeldUpdates:
         """Return the ids of the updates in one stage, oldest first."""
         return [held.update.id for held in self.buffer.values() if held.stage == stage]
 
+    def rejections(self, ids: Iterable[UpdateId], reason: str) -> list[Receipt]:
+        """Return receipts that end updates held here; another update of the same id is not meant."""
+        held = [(i, self.buffer[i].hash) for i in ids if i in self.buffer]
+        return [Receipt(i, "rejected", reason, content_hash) for i, content_hash in held]
+
     def close(self, receipt: Receipt, content_hash: int = 0) -> None:
         """Take a final receipt: the update leaves, and its receipt is remembered for repeats.
 
@@ -138,8 +143,11 @@ class HeldUpdates:
         could not be told from another update of the same id.
         """
         digest = ""
-        if receipt.id in self.buffer:
-            held = self.buffer.drain(receipt.id)
+        held = self.buffer.get(receipt.id)
+        if held is not None and receipt.hash not in (0, held.hash) and receipt.status == "rejected":
+            return  # that was another update of this id; this one may still be welcome
+        if held is not None:
+            self.buffer.drain(receipt.id)
             self._pending.pop(receipt.id, None)
             content_hash, digest = held.hash, held.digest
         if receipt.hash not in (0, content_hash):

@@ -173,7 +173,7 @@ class Intake:
         final = is_final(error.reason, base_version)
         event = "update_rejected" if final else "update_refused"
         self._outlet.record(event, reason=error.reason, detail=error.detail, node=update_id.node)
-        receipt = Receipt(update_id, "rejected" if final else "busy", error.reason)
+        receipt = Receipt(update_id, "rejected" if final else "busy", error.reason, content_hash)
         if final:
             self._held.close(receipt, content_hash)
             self._incoming.forget(update_id)

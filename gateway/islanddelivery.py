@@ -9,7 +9,7 @@ from gateway.islandpost import Contributions, Way
 from gateway.islandwork import IslandWork
 from gateway.relay import Relay
 from hedgerow.core.effects import SetTimer
-from hedgerow.core.messages import Partial, PartialReply, Receipt, Update, UpdateId
+from hedgerow.core.messages import Partial, PartialReply, Update, UpdateId
 from hedgerow.core.outlet import Outlet
 from hedgerow.core.versions import is_provisional, term_of
 
@@ -106,7 +106,7 @@ class IslandDelivery:
         self._refuse((u.id for u in updates if not base.takes(u)), "unknown-plan")
 
     def _refuse(self, ids: Iterable[UpdateId], reason: str) -> None:
-        refused = [Receipt(update_id, "rejected", reason) for update_id in ids]
+        refused = self._held.rejections(ids, reason)
         if refused:
             self._way.take_receipts(refused)
 

@@ -163,7 +163,7 @@ class Contributions:
         alone = [update.id for update in held if not is_provisional(update.base_version)]
         self._held.move(alone, "pending")
         lost = [update.id for update in held if is_provisional(update.base_version)]
-        self._way.take_receipts([Receipt(i, "rejected", reason) for i in lost])
+        self._way.take_receipts(self._held.rejections(lost, reason))
 
 
 def _header(update: Update, base: IslandBase) -> Header:

@@ -85,7 +85,7 @@ class IslandSink:
             final = is_final(error.reason, update.base_version)
             event = "update_rejected" if final else "update_refused"
             self._outlet.record(event, reason=error.reason, node=update.id.node)
-            return Receipt(update.id, "rejected" if final else "busy", error.reason)
+            return Receipt(update.id, "rejected" if final else "busy", error.reason, update.hash)
         self._held.admit(update, checked=checked)
         self._outlet.record("update_admitted", node=update.id.node, bytes=len(update.payload))
         return Receipt(update.id, "admitted")

@@ -87,7 +87,12 @@ class Watch:
         in_ledger = self._is_applied(update_id)
         if row.outcome == "applied" and not in_ledger:
             self.broken(f"C2: {update_id} is believed applied, but is not in the ledger")
-        if row.outcome != "applied" and in_ledger:
+        # A twin that was never offered may be dropped, although it is the same update to the bit.
+        twin = row.outcome in ("expired", "coalesced") and update_id in self.forgotten.base_versions
+        if in_ledger and twin:
+            self.forgotten.applied.add(update_id)
+            self.applied_by_node[update_id.node] -= 1
+        elif row.outcome != "applied" and in_ledger:
             self.broken(f"C6: {update_id} is {row.outcome}, yet in the ledger")
         if row.outcome == "rejected" and not row.reason:
             self.broken(f"C6: {update_id} is rejected without a reason")

@@ -29,6 +29,10 @@ class Buffer(Generic[K, V]):
     def __getitem__(self, key: K) -> V:
         return self._items[key][0]
 
+    def get(self, key: K) -> V | None:
+        """Return a held item, None for one that is not."""
+        return self._items[key][0] if key in self._items else None
+
     def values(self) -> list[V]:
         """Return the held items, oldest first."""
         return [value for value, _ in self._items.values()]

@@ -274,7 +274,9 @@ def test_another_update_of_a_held_id_is_a_fork() -> None:
     first, other = make_update(1), make_update(1, value=0.125)
     bench.update(first)
     effects = bench.hear("node/node-1", Offer(ids=[other.id], hashes=[other.hash]))
-    assert receipts(effects) == [Receipt(other.id, "busy", "fork")], "the ledger has yet to choose"
+    assert receipts(effects) == [Receipt(other.id, "busy", "fork", other.hash)], (
+        "the ledger has yet to choose"
+    )
     assert recorded(effects, "fork_alarm")
     same = bench.hear("node/node-1", Offer(ids=[first.id], hashes=[first.hash]))
     assert receipts(same) == [Receipt(first.id, "admitted")]
@@ -282,7 +284,7 @@ def test_another_update_of_a_held_id_is_a_fork() -> None:
     assert partial.updates == [first]
     bench.above(settled(first))
     effects = bench.hear("node/node-1", Offer(ids=[other.id], hashes=[other.hash]))
-    assert receipts(effects) == [Receipt(other.id, "rejected", "fork")]
+    assert receipts(effects) == [Receipt(other.id, "rejected", "fork", other.hash)]
 
 
 def test_where_the_held_one_comes_to_nothing_the_other_one_is_welcome() -> None:

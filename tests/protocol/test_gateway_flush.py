@@ -233,7 +233,8 @@ def test_a_rejected_partial_ends_its_updates_with_the_reason() -> None:
     bench = Bench(flush_count=1).ready()
     partial = posted(bench, make_update())
     reply = PartialReply(partial_id=partial.id, status="rejected", reason="shape")
-    assert receipts(bench.above(reply)) == [Receipt(make_update().id, "rejected", "shape")]
+    update = make_update()
+    assert receipts(bench.above(reply)) == [Receipt(update.id, "rejected", "shape", update.hash)]
 
 
 def test_an_undelivered_partial_is_posted_again_after_a_growing_pause() -> None:

@@ -400,7 +400,7 @@ def test_a_bundle_that_does_not_fit_is_not_answered_and_forks_are_named() -> Non
     bench.above(Receipts(receipts=[Receipt(fork.id, "settled")]))
     (reply,) = hand(fork)
     assert reply.status == "overlap"
-    assert reply.receipts == [Receipt(fork.id, "rejected", "fork")]
+    assert reply.receipts == [Receipt(fork.id, "rejected", "fork", fork.hash)]
 
 
 def test_when_the_acting_one_dies_its_updates_go_to_the_next() -> None:

@@ -5,7 +5,15 @@ import pytest
 from edge_node.rows import CloseUpdate, NewEpoch
 from hedgerow.core.codec import encode
 from hedgerow.core.effects import Effect
-from hedgerow.core.messages import Offer, PartialReply, Receipt, Receipts, Subscribe, UpdateId
+from hedgerow.core.messages import (
+    Offer,
+    Partial,
+    PartialReply,
+    Receipt,
+    Receipts,
+    Subscribe,
+    UpdateId,
+)
 from tests.protocol import aggregator_bench, gateway_bench, node_bench
 from tests.protocol.scenarios import make_books, make_update, recorded, saved_rows, sent
 
@@ -56,6 +64,24 @@ def test_a_gateway_remembers_which_content_was_settled() -> None:
     effects = bench.hear("node/node-1", Offer(ids=[ID, ID], hashes=[TWIN.hash, OWN.hash]))
     (told,) = sent(effects, Receipts)
     assert [(r.status, r.reason) for r in told.receipts] == [("settled", ""), ("rejected", "fork")]
+
+
+def test_the_end_of_a_twin_elsewhere_does_not_end_the_update_that_is_held_here() -> None:
+    bench = gateway_bench.Bench().ready().expect("node-9")
+    bench.update(OWN)
+    bench.above(Receipts(receipts=[Receipt(ID, "rejected", "fork", TWIN.hash)]))
+    (partial,) = sent(bench.timer("flush"), Partial)
+    assert partial.updates == [OWN]
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_the_aggregator_names_the_content_that_it_refuses(stale: bool) -> None:  # noqa: FBT001
+    bench = aggregator_bench.Bench(versions=8 if stale else 1, staleness={"tau_max": 2})
+    if not stale:
+        bench.merged(OWN)
+    (reply,) = sent(bench.hear(bench.partial(TWIN, raw=True)), PartialReply)
+    ((refused,),) = (reply.receipts,)
+    assert (refused.status, refused.hash) == ("rejected", TWIN.hash)
 
 
 def test_the_aggregator_names_the_content_that_it_settled() -> None:
