@@ -16,6 +16,7 @@ from hedgerow.core.plan import Plan
 from hedgerow.core.units import Unit
 from hedgerow.runtime.model import Model
 from hedgerow.runtime.stages import Stage, Stages, unchanged
+from hedgerow.runtime.tasks import build_network
 
 Shape = tuple[int, ...]
 
@@ -38,7 +39,7 @@ class StageMap:
     """
 
     def __init__(self, model: Model) -> None:
-        network = model.task.build()
+        network = build_network(model.task)
         stages = Stages.of(network)
         self.names = tuple(stage.name for stage in stages.stages)
         self.of_tensor = {name: _stage_of(stages, name) for name in model.tensors}

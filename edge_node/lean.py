@@ -26,6 +26,7 @@ from tinygrad.tensor import Tensor
 from edge_node.design import Piece, Shape, StepDesign
 from hedgerow.runtime.model import Model
 from hedgerow.runtime.stages import Stage, Stages, unchanged
+from hedgerow.runtime.tasks import build_network
 
 MicroStep = Callable[..., None]
 
@@ -42,7 +43,7 @@ def empty(shape: Shape, dtype: str) -> Tensor:
 
 def bound_stages(model: Model, params: Mapping[str, Tensor]) -> Stages:
     """Return a new network's stages with these tensors for parameters; the others hold no values."""
-    network = model.task.build()
+    network = build_network(model.task)
     state = get_state_dict(network)
     for name, tensor in params.items():
         state[name].replace(tensor)

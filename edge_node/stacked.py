@@ -35,7 +35,7 @@ from hedgerow.core.units import Unit
 from hedgerow.runtime.model import Model
 from hedgerow.runtime.ports import ComputeError
 from hedgerow.runtime.stages import Stages, unchanged
-from hedgerow.runtime.tasks import BuiltInTask
+from hedgerow.runtime.tasks import BuiltInTask, build_network
 
 Array = NDArray[Any]
 Job = tuple[int, Train]
@@ -98,7 +98,7 @@ class StackedTrainer:
             raise TypeError("only built-in tasks can be stacked; use Trainer for the user's own")
         self._model = model
         self._task = model.task
-        self._stages = Stages.of(model.task.build())
+        self._stages = Stages.of(build_network(model.task))
         self._head = linear_tail(self._stages)
         self._shards = shards if isinstance(shards, Shards) else Shards.of(model, shards)
         self._largest = int(self._shards.sizes.max())

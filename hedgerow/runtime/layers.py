@@ -17,11 +17,12 @@ from tinygrad.uop.ops import UOp
 from hedgerow.core.costs import FLOAT_BYTES, ModelCosts, StageCost
 from hedgerow.runtime.model import Model
 from hedgerow.runtime.stages import Stage, Stages, unchanged
+from hedgerow.runtime.tasks import build_network
 
 
 def model_costs(model: Model) -> ModelCosts:
     """Return what the model's stages cost per example. Must run in the thread that owns tinygrad."""
-    network = model.task.build()
+    network = build_network(model.task)
     for tensor in get_state_dict(network).values():
         # In place of the initial values, whose own graphs would be counted.
         tensor.replace(Tensor.empty(*tensor.shape, dtype=tensor.dtype))

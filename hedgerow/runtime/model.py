@@ -19,7 +19,7 @@ from hedgerow.core.config import TaskConfig
 from hedgerow.core.errors import ConfigError
 from hedgerow.core.units import Manifest, Unit, Vector, cut, digest
 from hedgerow.runtime.buffers import SharedArray
-from hedgerow.runtime.tasks import Task, load_task
+from hedgerow.runtime.tasks import Task, build_network, load_task
 
 Array = NDArray[Any]
 Network = Callable[[Tensor], Tensor]
@@ -123,7 +123,7 @@ class Model:
 
     def bind(self) -> Bound:
         """Return a new model whose parameters are writable memory of arbitrary content."""
-        network = self.task.build()
+        network = build_network(self.task)
         state = get_state_dict(network)
         params = {name: SharedArray.of(shape) for name, shape in self.tensors.items()}
         for name, shared in params.items():
@@ -136,6 +136,7 @@ class Model:
         Tensor.manual_seed(seed)
         state = get_state_dict(self.task.build())
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        Tensor.manual_seed(0)  # as `build_network` does, once the numbers are drawn
         return self.manifest.join({u.name: _view(arrays[u.tensor], u) for u in self.manifest.units})
 
     def checked(self, inputs: Array, targets: Array) -> tuple[Array, Array]:
@@ -179,7 +180,7 @@ class Model:
 
     def _traced_shape(self) -> tuple[int, ...]:
         try:
-            output = self.task.build()(Tensor.empty(1, *self.task.input_shape))
+            output = build_network(self.task)(Tensor.empty(1, *self.task.input_shape))
         except Exception as error:
             raise ConfigError(
                 f"task.name: {self._config.name!r} fails on inputs of shape {self.task.input_shape}:"
@@ -209,7 +210,7 @@ def _runtime_sources() -> tuple[str, ...]:
 
 
 def _trainable_state(task: Task) -> dict[str, Tensor]:
-    state = get_state_dict(task.build())
+    state = get_state_dict(build_network(task))
     if not state:
         raise ConfigError("task.name: the model has no parameters; make its layers attributes")
     seen: dict[int, str] = {}
