@@ -72,7 +72,12 @@ def test_damage_to_a_run_is_found(run: Path, tmp_path: Path, what: str) -> None:
     [
         ("aggregator/ledger.sqlite3", "DELETE FROM ledger WHERE rowid = 5", "C2"),
         ("aggregator/ledger.sqlite3", "UPDATE ledger SET seq = 99 WHERE rowid = 5", "C3"),
-        ("node-05/outbox.sqlite", "UPDATE issued SET outcome = 'applied' WHERE outcome = ''", "C2"),
+        (
+            "node-05/outbox.sqlite",
+            "INSERT INTO issued (epoch, seq, base_version, outcome)"
+            " SELECT epoch, max(seq) + 1, 0, 'applied' FROM issued",
+            "C2",
+        ),
         ("node-05/outbox.sqlite", "DELETE FROM issued WHERE seq = 3", "law"),
         (
             "node-05/outbox.sqlite",
