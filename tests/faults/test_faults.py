@@ -34,7 +34,7 @@ def _name(faults: list[Fault]) -> str:
 
 
 @pytest.mark.skipif(SOAK, reason="the soak strikes every fault by itself")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("faults", _groups(), ids=_name)
 def test_faults_one_after_another_on_one_fleet(faults: list[Fault], tmp_path: Path) -> None:
     try:
@@ -59,7 +59,7 @@ def _strike(fleet: Fleet, fault: Fault, run: int) -> str:
 
 
 @pytest.mark.skipif(SOAK, reason="the soak strikes every fault by itself")
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     "fault", [f for f in FAULTS if f.apart], ids=lambda f: f"{f.number}-{f.name}"
 )
